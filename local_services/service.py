@@ -1,0 +1,65 @@
+"""What every local service does alike: read its port, say when it is ready, stop when told to."""
+
+import argparse
+import signal
+import socket
+import sys
+import threading
+from typing import NoReturn
+
+HOST = "127.0.0.1"  # never another: whoever can reach these services can use them
+
+
+def service_arguments(description: str | None, default_port: int) -> argparse.ArgumentParser:
+    """A parser with the options that all services share; `--port 0` picks a free port."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--port", type=int, default=default_port, help="0 picks a free one (default: %(default)s)")
+    parser.add_argument("--supervised", action="store_true", help="stop when standard input closes")
+    return parser
+
+
+def report_ready(name: str, address: str) -> None:
+    """Print the line that says where the service listens; the supervisor waits for it."""
+    print(f"{name} ready: {address}", flush=True)
+
+
+def stop_event(supervised: bool) -> threading.Event:
+    """An event that SIGINT and SIGTERM set, and, if `supervised`, the end of standard input.
+
+    The latter ends a service whose supervisor was killed and could not stop it.
+    """
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    if supervised:
+
+        def watch() -> None:
+            sys.stdin.buffer.read()
+            stopped.set()
+
+        threading.Thread(target=watch, daemon=True).start()
+    return stopped
+
+
+def wait_for(stopped: threading.Event) -> None:
+    """Block until the event is set. In slices: on Windows an endless wait would not hear Ctrl-C."""
+    while not stopped.wait(1.0):
+        pass
+
+
+def listening_socket(port: int) -> socket.socket:
+    """A bound TCP socket on this machine's loopback address, or the end with one line if the port is taken."""
+    listener = socket.socket()
+    if sys.platform != "win32":  # there, this option would let two services share a port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+    except OSError:
+        port_in_use(port)
+    return listener
+
+
+def port_in_use(port: int) -> NoReturn:
+    """End the service: somebody else has its port."""
+    print(f"Port {port} is in use. Stop what listens there, or choose another with --port.", file=sys.stderr)
+    raise SystemExit(2)

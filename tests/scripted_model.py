@@ -1,0 +1,181 @@
+"""The offline model with faults to order: it runs in the tests' process, so that they see every request."""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from local_services.model import create_app
+from starlette.responses import JSONResponse, Response
+from starlette.types import Message, Receive, Scope, Send
+
+
+ENDED = -2  # in place of the number of events left to send: the reply is over
+
+
+@dataclass
+class Fault:
+    """What goes wrong with a request that matches, and how often."""
+
+    times: int
+    status: int | None = None
+    message: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    cut_after: int | None = None  # chunks of a stream
+    broken: bool = False  # a cut that the client's HTTP library notices
+    reply: str | None = None  # say this instead
+    matches: Callable[[dict[str, Any]], bool] = lambda request: True
+
+
+class ScriptedModel:
+    """An HTTP server like the offline model's, in a thread.
+
+    Attributes:
+        requests: every chat request that came in, as parsed JSON.
+        delay: seconds before each reply.
+        held: while it is not None, replies wait until it is set.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.delay = 0.0
+        self.token_delay = 0.0
+        self.held: threading.Event | None = None
+        self._faults: list[Fault] = []
+        self._app = create_app()
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._server = uvicorn.Server(
+            uvicorn.Config(self._handle, interface="asgi3", log_level="critical", lifespan="off", ws="none")
+        )
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
+
+    def __enter__(self) -> "ScriptedModel":
+        self._socket.listen(1024)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.held:
+            self.held.set()
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join(10)
+        self._socket.close()
+
+    def fail(self, status: int, message: str = "ordered by the test", times: int = 1000, **fault: Any) -> None:
+        """Answer with an HTTP error, `times` times."""
+        self._faults.append(Fault(times, status=status, message=message, **fault))
+
+    def truncate(self, after: int, times: int = 1, **fault: Any) -> None:
+        """End a stream after some chunks as if it were complete, without a finish reason."""
+        self._faults.append(Fault(times, cut_after=after, **fault))
+
+    def break_off(self, after: int, times: int = 1, **fault: Any) -> None:
+        """Drop the connection after some chunks of a stream."""
+        self._faults.append(Fault(times, cut_after=after, broken=True, **fault))
+
+    def say(self, reply: str, times: int = 1000, **fault: Any) -> None:
+        """Answer with this text."""
+        self._faults.append(Fault(times, reply=reply, **fault))
+
+    def heal(self) -> None:
+        """No more faults."""
+        self._faults.clear()
+
+    def asked(self, text: str) -> list[dict[str, Any]]:
+        """The requests whose last message contains the text."""
+        return [request for request in list(self.requests) if text in str(request["messages"][-1].get("content"))]
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        request = json.loads(body)
+        self.requests.append(request)
+        await self._wait()
+        fault = self._next_fault(request)
+        if fault and fault.status:
+            error = {"error": {"code": str(fault.status), "message": fault.message}}
+            await JSONResponse(error, fault.status, headers=fault.headers)(scope, receive, send)
+            return
+        if fault and fault.reply is not None:
+            await _reply(request, fault.reply)(scope, receive, send)
+            return
+        await self._app(scope, _replay(body, receive), self._sending(send, fault))
+
+    async def _wait(self) -> None:
+        if self.held:
+            await asyncio.to_thread(self.held.wait)
+        if self.delay:
+            await asyncio.sleep(self.delay)
+
+    def _next_fault(self, request: dict[str, Any]) -> Fault | None:
+        for fault in self._faults:
+            if fault.times and fault.matches(request) and (fault.cut_after is None or request.get("stream")):
+                fault.times -= 1
+                return fault
+        return None
+
+    def _sending(self, send: Send, fault: Fault | None) -> Send:
+        """Sends a stream event by event, so that delays and cuts fall between two of them."""
+        left = -1 if fault is None or fault.cut_after is None else fault.cut_after
+
+        async def sending(message: Message) -> None:
+            nonlocal left
+            if left == ENDED:
+                return
+            if message["type"] != "http.response.body" or (left < 0 and not self.token_delay):
+                await send(message)
+                return
+            for event in message["body"].split(b"\n\n"):
+                if left == 0:
+                    if fault and fault.broken:
+                        raise ConnectionError("ordered by the test")
+                    break
+                if event:
+                    left -= 1
+                    await asyncio.sleep(self.token_delay)
+                    await send({"type": message["type"], "body": event + b"\n\n", "more_body": True})
+            if left == 0 or not message.get("more_body"):
+                await send({"type": message["type"], "body": b"", "more_body": False})
+                left = ENDED
+
+        return sending
+
+
+def _reply(request: dict[str, Any], text: str) -> Response:
+    """A whole answer with this text, in the form the request asks for."""
+    base = {"id": "chatcmpl-test", "created": 0, "model": "offline-model"}
+    if not request.get("stream"):
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+        return JSONResponse({**base, "object": "chat.completion", "choices": [choice]})
+    pieces = [({"role": "assistant", "content": text}, None), ({}, "stop")]
+    lines = [
+        json.dumps(
+            {**base, "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": d, "finish_reason": reason}]}
+        )
+        for d, reason in pieces
+    ]
+    return Response("".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"]), media_type="text/event-stream")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    sent = False
+
+    async def replay() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
