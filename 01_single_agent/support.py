@@ -199,8 +199,10 @@ def serve(worker: DurableTaskSchedulerWorker) -> None:
         signal.signal(number, lambda *_: stopped.set())
     print(f"Model: {model_in_use()}", flush=True)
     with running(worker):
-        hub = setting("TASKHUB", "default")
-        print(f"Worker ready on task hub '{hub}'. Ctrl-C stops it; what it leaves is taken up again.", flush=True)
+        print(
+            f"Worker ready: task hub {setting('TASKHUB', 'default')}, process {os.getpid()}. Ctrl-C stops it.",
+            flush=True,
+        )
         while not stopped.wait(1.0):  # in slices: on Windows an endless wait would not hear Ctrl-C
             pass
 
