@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -194,17 +195,19 @@ def running(worker: DurableTaskSchedulerWorker) -> Iterator[None]:
 
 def serve(worker: DurableTaskSchedulerWorker) -> None:
     """Run the worker until SIGINT (Ctrl-C) or SIGTERM."""
-    stopped = threading.Event()
+    stopped: SimpleQueue[int] = SimpleQueue()  # takes what a signal handler puts in at any moment; an Event may not
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
+        signal.signal(number, lambda number, _: stopped.put(number))
     print(f"Model: {model_in_use()}", flush=True)
     with running(worker):
         print(
             f"Worker ready: task hub {setting('TASKHUB', 'default')}, process {os.getpid()}. Ctrl-C stops it.",
             flush=True,
         )
-        while not stopped.wait(1.0):  # in slices: on Windows an endless wait would not hear Ctrl-C
-            pass
+        while True:
+            with suppress(Empty):  # in slices: on Windows an endless wait would not hear Ctrl-C
+                stopped.get(timeout=1.0)
+                return
 
 
 # Model -----------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from durabletask.testing.in_memory_backend import (
     OrchestrationInstance,
 )
 
-from local_services.service import HOST, listening_socket, report_ready, service_arguments, stop_event, wait_for
+from local_services.service import HOST, listening_socket, report_ready, service_arguments, stop_order
 
 PAYLOAD_LIMIT = 1024 * 1024
 """Bytes: DTS takes no more in one input, output, event, custom status or entity state (its service limits)."""
@@ -378,10 +378,10 @@ def start_server(port: int) -> tuple[grpc.Server, str]:
 
 def main() -> None:
     arguments = service_arguments(__doc__, default_port=8080).parse_args()
-    stopped = stop_event(arguments.supervised)
+    stopped = stop_order(arguments.supervised)
     server, address = start_server(arguments.port)
     report_ready("scheduler", address)
-    wait_for(stopped)
+    stopped.wait()
     server.stop(grace=0)
     os._exit(0)  # threads that still wait for an orchestration would hold the process; there is nothing to save
 

@@ -1,10 +1,13 @@
 """What every local service does alike: read its port, say when it is ready, stop when told to."""
 
 import argparse
+import os
 import signal
 import socket
 import sys
 import threading
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import NoReturn
 
 HOST = "127.0.0.1"  # never another: whoever can reach these services can use them
@@ -23,28 +26,40 @@ def report_ready(name: str, address: str) -> None:
     print(f"{name} ready: {address}", flush=True)
 
 
-def stop_event(supervised: bool) -> threading.Event:
-    """An event that SIGINT and SIGTERM set, and, if `supervised`, the end of standard input.
+class StopOrder:
+    """What a service waits for. Signal handlers may give it: a queue takes what an Event might deadlock on."""
+
+    def __init__(self) -> None:
+        self._orders: SimpleQueue[None] = SimpleQueue()
+
+    def give(self) -> None:
+        """Tell the service to stop."""
+        self._orders.put(None)
+
+    def wait(self) -> None:
+        """Block until the order comes. In slices: on Windows an endless wait would not hear Ctrl-C."""
+        while True:
+            with suppress(Empty):
+                return self._orders.get(timeout=1.0)
+
+
+def stop_order(supervised: bool) -> StopOrder:
+    """An order that SIGINT and SIGTERM give, and, if `supervised`, the end of standard input.
 
     The latter ends a service whose supervisor was killed and could not stop it.
     """
-    stopped = threading.Event()
+    order = StopOrder()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
+        signal.signal(number, lambda *_: order.give())
     if supervised:
 
         def watch() -> None:
-            sys.stdin.buffer.read()
-            stopped.set()
+            while os.read(0, 4096):  # not sys.stdin, whose lock would be held when the process ends before its input
+                pass
+            order.give()
 
         threading.Thread(target=watch, daemon=True).start()
-    return stopped
-
-
-def wait_for(stopped: threading.Event) -> None:
-    """Block until the event is set. In slices: on Windows an endless wait would not hear Ctrl-C."""
-    while not stopped.wait(1.0):
-        pass
+    return order
 
 
 def listening_socket(port: int) -> socket.socket:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
-from local_services.model import create_app
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
+from local_services.model import create_app
 
 ENDED = -2  # in place of the number of events left to send: the reply is over
 

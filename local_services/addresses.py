@@ -1,0 +1,133 @@
+"""Which services a sample needs, and where each is: where its environment says, or to be started here."""
+
+import os
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).resolve().parent.parent
+CONNECT_SECONDS = 3.0
+DEFAULT_PORTS = {"http": 80, "https": 443, "redis": 6379, "rediss": 6379}
+
+
+class CannotRun(Exception):
+    """Something is set wrong, missing or in the way; the message says what, and what mends it."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A local service, and how a sample is told where it is."""
+
+    name: str  # as its ready line says it
+    module: str  # of local_services
+    port: int  # that of the real one
+    variable: str  # holds its address
+    remark: str = ""
+
+
+SCHEDULER = Service("scheduler", "scheduler", 8080, "ENDPOINT", "state in memory")
+MODEL = Service("model", "model", 8081, "AZURE_OPENAI_ENDPOINT", "offline")
+REDIS = Service("redis", "redis_server", 6379, "REDIS_CONNECTION_STRING")
+SERVICES = (SCHEDULER, MODEL, REDIS)
+
+OFFLINE_MODEL = {"AZURE_OPENAI_CHAT_DEPLOYMENT_NAME": "offline-model", "AZURE_OPENAI_API_KEY": "local"}
+
+
+def services_for(sample: Path) -> list[Service]:
+    """All services but Redis, and Redis for a sample whose requirements name its client."""
+    needs_redis = re.search(r"^redis\b", (sample / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    return [service for service in SERVICES if service is not REDIS or needs_redis]
+
+
+def environment(sample: Path) -> dict[str, str]:
+    """The sample's environment: this process's, which wins, and what `.env` in its folder or above it adds."""
+    from dotenv import dotenv_values
+
+    settings = {**dotenv_values(ROOT / ".env"), **dotenv_values(sample / ".env"), **os.environ}
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Address:
+    """The address of a service, as a variable of the environment names it."""
+
+    variable: str
+    url: str
+
+    def __str__(self) -> str:
+        """The address without user and password."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+    @property
+    def host_and_port(self) -> tuple[str, int]:
+        """Where to connect. Raises CannotRun if the variable holds no address."""
+        try:
+            parts = urlsplit(self.url)
+            port = parts.port if parts.port is not None else DEFAULT_PORTS[parts.scheme]
+        except (ValueError, KeyError):
+            parts, port = None, 0
+        if not parts or not parts.hostname:
+            raise CannotRun(f"{self.variable} is not an address such as http://localhost:8080.")
+        return parts.hostname, port
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine."""
+        host = self.host_and_port[0]
+        return host in ("localhost", "::1", socket.gethostname().lower()) or host.startswith("127.")
+
+    def answers(self) -> bool:
+        """Whether somebody listens there."""
+        if self.url.startswith("https:") and (os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")):
+            return True  # only the proxy could say
+        try:
+            socket.create_connection(self.host_and_port, timeout=CONNECT_SECONDS).close()
+        except (OSError, UnicodeError):
+            return False
+        return True
+
+
+def named(service: Service, env: dict[str, str]) -> Address | None:
+    """The service's address if the environment names one; for the model that may be OpenAI's or one like it."""
+    if url := env.get(service.variable):
+        return Address(service.variable, url)
+    if service is MODEL and env.get("OPENAI_API_KEY"):
+        return Address("OPENAI_BASE_URL", env.get("OPENAI_BASE_URL") or "https://api.openai.com/v1")
+    return None
+
+
+def port_to_start(service: Service, env: dict[str, str]) -> int | None:
+    """The port to start the service on, 0 for any free one; None where it runs already.
+
+    Raises CannotRun if the environment names it elsewhere, and nothing answers there.
+    """
+    address = named(service, env)
+    if address is None:
+        return 0
+    port = address.host_and_port[1]
+    if address.answers():
+        return None
+    if address.is_local:
+        return port
+    raise CannotRun(
+        f"{address.variable} names {address}, and nothing answers there. "
+        f"Correct it, or unset it to have a local {service.name} started."
+    )
+
+
+def settings(sample: Path, env: dict[str, str], started: dict[Service, str]) -> dict[str, str]:
+    """The environment for the sample's worker and client, with the addresses of the services started here."""
+    model = named(MODEL, env)
+    changed = {service.variable: address for service, address in started.items()}
+    if model is None:
+        changed |= OFFLINE_MODEL
+    elif model.variable != MODEL.variable:
+        changed.pop(MODEL.variable, None)  # started, if at all, where OPENAI_BASE_URL says
+    elif model.is_local:
+        changed |= {name: value for name, value in OFFLINE_MODEL.items() if not env.get(name)}
+    if SCHEDULER in started and env.get("TASKHUB") in (None, "", "default"):
+        changed["TASKHUB"] = sample.name  # of its own, so that no sample sees another's work
+    return env | changed

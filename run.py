@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+"""Runs the samples and their tests: `python3 run.py` lists what there is.
+
+It makes .venv beside this file, installs into it what the command needs, and hands over to `local_services` or pytest
+there. It has no f-strings and no annotations, so that an old Python gets as far as saying that it is too old.
+"""
+# ruff: noqa: RUF005, S606, UP031, UP036
+
+import sys
+
+if sys.version_info < (3, 10):
+    sys.exit("These samples need Python 3.10 or newer; this is Python %d.%d." % sys.version_info[:2])
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def main(arguments):
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):  # the catalog needs nothing installed
+        hand_over([sys.executable, "-m", "local_services"])
+    elif command == "test":
+        prepare("test")
+        hand_over([str(PYTHON), "-m", "pytest"] + arguments[1:])
+    else:
+        prepare("local")
+        os.environ["RUN_FROM"] = os.getcwd()  # file names among the client's arguments are relative to it
+        if os.name != "nt":  # a Ctrl-C from here on waits until the supervisor can handle it
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+        hand_over([str(PYTHON), "-m", "local_services"] + arguments)
+
+
+def hand_over(command):
+    os.chdir(str(ROOT))
+    if os.name != "nt":
+        os.execv(command[0], command)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which then ends this process too
+    sys.exit(subprocess.call(command))
+
+
+def prepare(group):
+    """Bring .venv to what the samples and this dependency group ask for; return at once if it is there already."""
+    requirements = sorted(ROOT.glob("[0-9][0-9]_*/requirements.txt"))
+    wanted = hashlib.sha256(str(sys.version_info[:2]).encode())
+    for file in requirements + [ROOT / "pyproject.toml"]:
+        wanted.update(file.read_bytes())
+    stamp = VENV / ("installed-" + group)
+    if PYTHON.exists() and stamp.exists() and stamp.read_text() == wanted.hexdigest():
+        return
+
+    uv = shutil.which("uv")
+    if not venv_works():
+        make_venv(uv)
+    what = [part for file in requirements for part in ("-r", str(file))] + ["--group", group]
+    if uv:
+        run("Installing what the samples need, with uv", [uv, "pip", "install", "--python", str(PYTHON)] + what)
+    else:
+        pip = [str(PYTHON), "-m", "pip", "install"]
+        run("Bringing pip up to date", pip + ["pip>=25.1"])  # the first that knows --group
+        run("Installing what the samples need (once, less than a minute)", pip + what)
+    stamp.write_text(wanted.hexdigest())
+
+
+def venv_works():
+    """Whether .venv is whole, and of the Python version that runs this."""
+    check = "import sys, pip; sys.exit(sys.prefix == sys.base_prefix or sys.version_info[:2] != %r)"
+    check %= (sys.version_info[:2],)
+    return PYTHON.exists() and subprocess.run([str(PYTHON), "-c", check], stderr=subprocess.DEVNULL).returncode == 0
+
+
+def make_venv(uv):
+    python = getattr(sys, "_base_executable", None) or sys.executable  # not the one in the .venv about to go
+    command = [uv, "venv", "--seed", "--python", python, str(VENV)] if uv else [python, "-m", "venv", str(VENV)]
+    if not uv:
+        try:
+            import ensurepip  # noqa: F401
+        except ImportError:
+            sys.exit("This Python cannot make virtual environments. On Debian or Ubuntu: sudo apt install python3-venv")
+    shutil.rmtree(str(VENV), ignore_errors=True)
+    run("Making .venv for Python %d.%d" % sys.version_info[:2], command)
+
+
+def run(doing, command):
+    """Run a step of the installation: on a terminal its latest line is shown, and its errors in full if it fails."""
+    terminal = sys.stderr.isatty()
+    sys.stderr.write(doing + " ...\n")
+    quiet = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_USER="0", PYTHONUTF8="1")
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, cwd=str(ROOT), env=quiet, stdout=subprocess.PIPE, stderr=errors)
+        try:
+            for line in process.stdout or ():
+                if terminal:
+                    text = line.decode("utf-8", "replace").strip()[: shutil.get_terminal_size().columns - 4]
+                    sys.stderr.write("\r\x1b[K  " + text)
+            process.wait()
+        finally:
+            process.kill()
+            sys.stderr.write("\r\x1b[K" if terminal else "")
+        if process.returncode:
+            errors.seek(0)
+            sys.stderr.write(errors.read().decode("utf-8", "replace"))
+            sys.exit(
+                "That did not work (the reason is above; without a network there is nothing to install from).\n"
+                "Run the same command to try again; if it fails again, delete the folder .venv first."
+            )
+
+
+if __name__ == "__main__":
+    # Ends the installer too, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted. The same command goes on from here.\n")
+        sys.exit(130)

@@ -1,0 +1,100 @@
+"""The local Redis: a real redis-server where there is one, fakeredis's elsewhere."""
+
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from conftest import Process, Start, clean_environment
+
+REAL = [sys.executable, "-m", "local_services.redis_server", "--port"]
+FAKE = [
+    sys.executable,
+    "-c",
+    "from local_services import redis_server as s; s.redis_program = lambda: None; s.main()",
+    "--port",
+]
+
+
+def instead_of_redis(folder: Path, script: str) -> list[str]:
+    """The command that serves with a script for redis-server."""
+    program = folder / "redis-server"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return [part.replace("None", repr(str(program))) for part in FAKE]
+
+
+def address_of(server: Process) -> str:
+    return server.wait_for(r"redis ready: (redis://127\.0\.0\.1:\d+)")[1]
+
+
+def nobody_listens(address: str) -> bool:
+    with socket.socket() as attempt:
+        return attempt.connect_ex(("127.0.0.1", int(address.rpartition(":")[2]))) != 0
+
+
+@pytest.mark.parametrize("command", [REAL, FAKE], ids=["real", "fake"])
+def test_streams_work(start: Start, command: list[str]) -> None:
+    server = start(*command, "0")
+    with redis.Redis.from_url(address_of(server), decode_responses=True) as client:
+        api: Any = client  # redis-py types every answer as one of a synchronous and an asynchronous client
+        entry = api.xadd("stream", {"text": "first"})
+        api.expire("stream", 60)
+        assert api.xread({"stream": "0"}) == [["stream", [(entry, {"text": "first"})]]]
+        assert not api.xread({"stream": "$"}, block=20)
+        assert 0 < api.ttl("stream") <= 60
+    assert ("fakeredis" in server.errors) == (command is FAKE)
+
+
+@pytest.mark.parametrize("command", [REAL, FAKE], ids=["real", "fake"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ends_on_a_signal_with_a_client_connected(start: Start, command: list[str], number: int) -> None:
+    server = start(*command, "0")
+    address = address_of(server)
+    with redis.Redis.from_url(address) as client:
+        client.ping()
+        server.signal(number)
+        assert server.wait() == 0
+    assert nobody_listens(address)
+
+
+def test_ends_with_its_supervisor(start: Start) -> None:
+    server = start(*REAL, "0", "--supervised")
+    address = address_of(server)
+    assert server.popen.stdin
+    server.popen.stdin.close()
+    assert server.wait() == 0
+    assert nobody_listens(address)
+
+
+@pytest.mark.parametrize("command", [REAL, FAKE], ids=["real", "fake"])
+def test_a_taken_port_is_named(start: Start, command: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = start(*command, str(port))
+        assert server.wait() == 2
+        assert f"Port {port} is in use" in server.errors
+
+
+def test_says_when_redis_server_breaks_down(start: Start, tmp_path: Path) -> None:
+    server = start(*instead_of_redis(tmp_path, "echo Ready to accept connections; exit 3"), "0")
+    assert server.wait() == 1
+    assert "broke down (exit code 3)" in server.errors
+
+
+def test_says_why_redis_server_does_not_start(start: Start, tmp_path: Path) -> None:
+    server = start(*instead_of_redis(tmp_path, "echo no room for it; exit 1"), "0")
+    assert server.wait() == 2
+    assert server.errors == "redis-server does not start: no room for it\n"
+
+
+def test_leaves_no_files_behind(start: Start, tmp_path: Path) -> None:
+    server = start(*REAL, "0", env=clean_environment(TMPDIR=str(tmp_path)))
+    with redis.Redis.from_url(address_of(server)) as client:
+        client.set("key", "value")
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+    assert list(tmp_path.iterdir()) == []

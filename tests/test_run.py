@@ -1,0 +1,651 @@
+"""run.py: the catalog, a sample, all samples, the services alone, and the installation before them.
+
+Most tests run a copy of local_services among stand-ins for the samples, the scheduler and the model. The last one runs
+the real thing in a fresh copy of the repository.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Process, Start, clean_environment, eventually
+from dotenv import dotenv_values
+
+from local_services import addresses
+from local_services.addresses import (
+    MODEL,
+    OFFLINE_MODEL,
+    REDIS,
+    SCHEDULER,
+    SERVICES,
+    CannotRun,
+    Service,
+    port_to_start,
+    settings,
+)
+
+SERVICE = """
+from local_services.service import listening_socket, report_ready, service_arguments, stop_order
+
+arguments = service_arguments("A stand-in.", 0).parse_args()
+stopped = stop_order(arguments.supervised)
+listener = listening_socket(arguments.port)
+listener.listen()
+report_ready("{name}", "http://127.0.0.1:" + str(listener.getsockname()[1]))
+stopped.wait()
+"""
+NAMES = "ENDPOINT TASKHUB AZURE_OPENAI_ENDPOINT AZURE_OPENAI_CHAT_DEPLOYMENT_NAME AZURE_OPENAI_API_KEY"
+WORKER = f"""
+\"\"\"Hosts a stand-in,
+for the tests. It does nothing.\"\"\"
+import os, time
+for name in "{NAMES} REDIS_CONNECTION_STRING".split():
+    print(name, os.environ.get(name))
+print("Worker ready")
+time.sleep(600)
+"""
+CLIENT = """
+import os, sys
+print("client", sys.argv[1:], "in", os.getcwd(), "reads", repr(sys.stdin.read()))
+"""
+WAITING = "import time; print('client waits', flush=True); time.sleep(600)"
+
+
+class Project:
+    """A repository with stand-ins for samples and services."""
+
+    def __init__(self, root: Path, start: Start) -> None:
+        self.root = root
+        self._start = start
+        self.mark = uuid.uuid4().hex  # in the environment of all that its commands start
+        shutil.copytree(ROOT / "local_services", root / "local_services", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("scheduler", "model"):
+            self.write(f"local_services/{name}.py", SERVICE.format(name=name))
+
+    def write(self, path: str, text: str) -> Path:
+        """Write one of its files."""
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text.lstrip())
+        return file
+
+    def add_sample(self, name: str, worker: str = WORKER, client: str = CLIENT, requirements: str = "") -> None:
+        """Add a sample made of these."""
+        self.write(f"{name}/worker.py", worker)
+        self.write(f"{name}/client.py", client)
+        self.write(f"{name}/requirements.txt", requirements)
+
+    def start(self, *arguments: str, **environment: str) -> Process:
+        """Start `python -m local_services`, as run.py does after the installation."""
+        env = clean_environment(MARK=self.mark, **environment)
+        return self._start(sys.executable, "-m", "local_services", *arguments, cwd=self.root, env=env)
+
+    def run(self, *arguments: str, **environment: str) -> Process:
+        """Run it to its end, with nothing to read."""
+        process = self.start(*arguments, **environment)
+        assert process.popen.stdin
+        process.popen.stdin.close()
+        process.wait()
+        assert "Traceback" not in process.errors
+        return process
+
+    def left_behind(self) -> list[str]:
+        """The processes that its commands started and that still run."""
+        return [text for text in map(environment_of, Path("/proc").glob("[0-9]*")) if f"MARK={self.mark}" in text]
+
+
+def environment_of(process: Path) -> str:
+    try:
+        return (process / "environ").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""  # it has ended
+
+
+@pytest.fixture
+def project(tmp_path: Path, start: Start) -> Project:
+    return Project(tmp_path / "project", start)
+
+
+# The catalog, and the names of samples ---------------------------------------------------------------------------
+
+
+def test_the_catalog_needs_no_installation(project: Project, start: Start) -> None:
+    project.add_sample("01_first")
+    (project.root / "02_second").mkdir()
+    shutil.copy(ROOT / "run.py", project.root)
+    for arguments in ([], ["--help"]):
+        command = start(sys.executable, project.root / "run.py", *arguments, cwd=project.root.parent)
+        assert command.wait() == 0
+        assert re.search(r"^  01_first +Hosts a stand-in, for the tests$", command.output, re.MULTILINE)
+        assert re.search(r"^  02_second +to come$", command.output, re.MULTILINE)
+        assert re.search(r"^  up +\S", command.output, re.MULTILINE)
+    assert not (project.root / ".venv").exists()
+
+
+@pytest.mark.parametrize("name", ["01", "01_first", "01_first/", "./01_first"])
+def test_a_sample_is_known_by_any_unique_prefix(project: Project, name: str) -> None:
+    project.add_sample("01_first")
+    project.add_sample("02_second")
+    command = project.run(name)
+    assert command.popen.returncode == 0
+    assert "TASKHUB 01_first\n" in command.errors
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("0", "'0' may be 01_first or 02_second or 03_third."),
+        ("9", "There is no sample or command '9'. There are: 01_first, 02_second, 03_third, all, up, test."),
+        ("03", "03_third is still to come."),
+    ],
+)
+def test_other_names_are_refused(project: Project, name: str, message: str) -> None:
+    project.add_sample("01_first")
+    project.add_sample("02_second")
+    (project.root / "03_third").mkdir()
+    command = project.run(name)
+    assert (command.popen.returncode, command.errors) == (2, message + "\n")
+
+
+# One sample ------------------------------------------------------------------------------------------------------
+
+
+def test_stdout_is_the_clients_and_stderr_tells_the_rest(project: Project, tmp_path: Path) -> None:
+    project.add_sample("01_first")
+    command = project.run("01", "two words", "--option", RUN_FROM=str(tmp_path))
+    assert command.popen.returncode == 0
+    assert command.output == f"client ['two words', '--option'] in {tmp_path} reads ''\n"
+    scheduler, model = re.findall(r"(http://127\.0\.0\.1:\d+)", command.err[0])
+    assert command.errors.splitlines() == [
+        f"Started scheduler {scheduler} (state in memory) · model {model} (offline)",
+        f"worker │ ENDPOINT {scheduler}",
+        "worker │ TASKHUB 01_first",
+        f"worker │ AZURE_OPENAI_ENDPOINT {model}",
+        "worker │ AZURE_OPENAI_CHAT_DEPLOYMENT_NAME offline-model",
+        "worker │ AZURE_OPENAI_API_KEY local",
+        "worker │ REDIS_CONNECTION_STRING",
+        "worker │ Worker ready",
+        "The scheduler of this run has ended, and its conversations with it. `python3 run.py up` keeps one.",
+    ]
+    assert project.left_behind() == []
+
+
+@pytest.mark.parametrize(
+    ("client", "code"), [("exit(1)", 1), ("exit(2)", 2), ("import os; os.kill(os.getpid(), 9)", 137)]
+)
+def test_the_clients_exit_code_is_the_commands(project: Project, client: str, code: int) -> None:
+    project.add_sample("01_first", client=client)
+    assert project.run("01").popen.returncode == code
+
+
+def test_the_clients_help_starts_nothing_else(project: Project) -> None:
+    project.add_sample("01_first")
+    command = project.run("01", "--help")
+    assert command.output.startswith("client ['--help']")
+    assert command.errors == ""
+
+
+def test_redis_is_started_for_a_sample_that_requires_it(project: Project) -> None:
+    project.add_sample("03_third", requirements="openai>=3\nredis>=8,<9\n")
+    assert re.search(r"worker │ REDIS_CONNECTION_STRING redis://127.0.0.1:\d+\n", project.run("03").errors)
+
+
+def test_a_worker_that_does_not_start(project: Project) -> None:
+    project.add_sample("01_first", worker="import sys; sys.exit('what is missing')", client="print('never')")
+    command = project.run("01")
+    assert command.popen.returncode == 1
+    assert command.output == ""
+    assert "worker │ what is missing\nThe worker did not start (exit code 1).\n" in command.errors
+    assert project.left_behind() == []
+
+
+def test_a_worker_that_dies_while_the_client_runs(project: Project, tmp_path: Path) -> None:
+    # The client goes on: with another worker it would get its answer.
+    worker = "import os; print('Worker ready'); os.read(os.open(os.environ['PIPE'], os.O_RDONLY), 1); os._exit(9)"
+    client = "import os; os.write(os.open(os.environ['PIPE'], os.O_WRONLY), b'.'); print(input())"
+    project.add_sample("01_first", worker, client)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    command = project.start("01", PIPE=str(pipe))
+    eventually(lambda: "The worker has ended (exit code 9).\n" in command.errors, "the news of the worker")
+    assert command.popen.stdin
+    command.popen.stdin.write("an answer\n")
+    command.popen.stdin.flush()
+    assert command.wait() == 0
+    assert command.output == "an answer\n"
+
+
+def test_a_service_that_does_not_start(project: Project) -> None:
+    project.add_sample("01_first")
+    project.write("local_services/model.py", "import sys; sys.exit('no reason')")
+    command = project.run("01")
+    assert command.popen.returncode == 2
+    assert "model │ no reason\nThe local model did not start (exit code 1).\n" in command.errors
+    assert project.left_behind() == []
+
+
+# Which service is started ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listening() -> Iterator[int]:
+    """A port on which somebody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def silent() -> int:
+    """A port on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("service", "env", "expected"),
+    [
+        (SCHEDULER, {}, "any port"),
+        (SCHEDULER, {"ENDPOINT": ""}, "any port"),
+        (SCHEDULER, {"ENDPOINT": "http://localhost:LISTENING"}, "as it is"),
+        (SCHEDULER, {"ENDPOINT": "http://localhost:SILENT"}, "that port"),
+        (SCHEDULER, {"ENDPOINT": "http://127.0.0.1:SILENT/"}, "that port"),
+        (MODEL, {"OPENAI_BASE_URL": "http://127.0.0.1:SILENT/v1"}, "any port"),  # without a key it counts for nothing
+        (MODEL, {"OPENAI_BASE_URL": "http://127.0.0.1:SILENT/v1", "OPENAI_API_KEY": "k"}, "that port"),
+        (MODEL, {"OPENAI_BASE_URL": "http://127.0.0.1:LISTENING/v1", "OPENAI_API_KEY": "k"}, "as it is"),
+        (
+            MODEL,
+            {
+                "AZURE_OPENAI_ENDPOINT": "http://127.0.0.1:LISTENING",
+                "OPENAI_BASE_URL": "http://127.0.0.1:SILENT",
+                "OPENAI_API_KEY": "k",
+            },
+            "as it is",
+        ),
+        (REDIS, {"REDIS_CONNECTION_STRING": "redis://:secret@localhost:LISTENING/0"}, "as it is"),
+        (REDIS, {"REDIS_CONNECTION_STRING": "rediss://localhost:SILENT"}, "that port"),
+    ],
+)
+def test_which_service_is_started(
+    service: Service, env: dict[str, str], expected: str, listening: int, silent: int
+) -> None:
+    env = {name: url.replace("LISTENING", str(listening)).replace("SILENT", str(silent)) for name, url in env.items()}
+    assert port_to_start(service, env) == {"any port": 0, "as it is": None, "that port": silent}[expected]
+
+
+def test_a_service_named_elsewhere_must_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "CONNECT_SECONDS", 0.1)
+    elsewhere = {"REDIS_CONNECTION_STRING": "redis://user:secret@cache.invalid"}
+    with pytest.raises(CannotRun, match=r"REDIS_CONNECTION_STRING names redis://cache\.invalid, and nothing answers"):
+        port_to_start(REDIS, elsewhere)
+
+
+@pytest.mark.parametrize("text", ["localhost:8080", "http://", "http://localhost:port", "somewhere"])
+def test_an_address_must_be_one(text: str) -> None:
+    with pytest.raises(CannotRun, match="ENDPOINT is not an address such as http://localhost:8080"):
+        port_to_start(SCHEDULER, {"ENDPOINT": text})
+
+
+@pytest.mark.parametrize(
+    ("env", "started", "changed"),
+    [
+        ({}, {}, OFFLINE_MODEL),
+        ({"AZURE_OPENAI_API_KEY": "real"}, {MODEL: "A"}, {**OFFLINE_MODEL, "AZURE_OPENAI_ENDPOINT": "A"}),
+        (
+            {"AZURE_OPENAI_ENDPOINT": "http://localhost:1", "AZURE_OPENAI_API_KEY": "real"},
+            {},
+            {**OFFLINE_MODEL, "AZURE_OPENAI_API_KEY": "real"},
+        ),
+        ({"AZURE_OPENAI_ENDPOINT": "https://example.invalid"}, {}, {}),
+        ({"OPENAI_API_KEY": "k", "OPENAI_BASE_URL": "http://localhost:1"}, {MODEL: "A"}, {}),
+        ({"OPENAI_API_KEY": "k"}, {SCHEDULER: "S"}, {"ENDPOINT": "S", "TASKHUB": "01_first"}),
+        ({"OPENAI_API_KEY": "k", "TASKHUB": "default"}, {SCHEDULER: "S"}, {"ENDPOINT": "S", "TASKHUB": "01_first"}),
+        ({"OPENAI_API_KEY": "k", "TASKHUB": "mine"}, {SCHEDULER: "S"}, {"ENDPOINT": "S", "TASKHUB": "mine"}),
+        ({"OPENAI_API_KEY": "k", "TASKHUB": "default", "ENDPOINT": "S"}, {}, {}),
+    ],
+)
+def test_what_worker_and_client_are_told(
+    env: dict[str, str], started: dict[Service, str], changed: dict[str, str]
+) -> None:
+    assert settings(Path("01_first"), env, started) == env | changed
+
+
+def test_the_environment_wins_over_env_files(project: Project, listening: int) -> None:
+    project.add_sample("01_first")
+    project.write(".env", f"ENDPOINT=http://127.0.0.1:{listening}\nTASKHUB=outer\nAZURE_OPENAI_API_KEY=outer\n")
+    project.write("01_first/.env", "TASKHUB=inner\nAZURE_OPENAI_API_KEY=inner\nAZURE_OPENAI_ENDPOINT=http://inner\n")
+    env = {name: value for name, value in clean_environment().items() if value}
+    for name in ("AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_CHAT_DEPLOYMENT_NAME", "AZURE_OPENAI_API_KEY"):
+        env[name] = {"AZURE_OPENAI_ENDPOINT": f"http://127.0.0.1:{listening}"}.get(name, "theirs")
+    result = subprocess.run(
+        [sys.executable, "-m", "local_services", "01"],
+        cwd=project.root, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{listening}"
+    assert f"Found scheduler {address} · model {address}\n" in result.stderr
+    assert "TASKHUB inner\n" in result.stderr
+    assert "AZURE_OPENAI_API_KEY theirs\n" in result.stderr
+
+
+def test_the_example_env_file_names_the_local_services() -> None:
+    example = dotenv_values(ROOT / ".env.example")
+    assert {service.variable: f":{service.port}" for service in SERVICES}.items() <= {
+        name: value[value.rindex(":") :] for name, value in example.items() if value and ":" in value
+    }.items()
+    assert OFFLINE_MODEL.items() <= example.items()
+    assert example["TASKHUB"] == "default"
+    assert len(example) == 6
+
+
+# All samples -----------------------------------------------------------------------------------------------------
+
+
+def test_all_runs_every_sample_and_sums_up(project: Project) -> None:
+    project.add_sample("01_first")
+    project.add_sample("02_second", client="exit(3)")
+    (project.root / "03_third").mkdir()
+    project.add_sample("04_fourth")
+    command = project.start("all")  # its standard input stays open: a client that reads it is to find an end
+    assert command.wait() == 1
+    assert re.search(
+        r"\n01_first +ok +\d+\.\d s\n02_second +failed, exit code 3 +\d+\.\d s\n04_fourth +ok ", command.output
+    )
+    assert "03_third" not in command.output
+    assert project.left_behind() == []
+
+
+# The services alone ----------------------------------------------------------------------------------------------
+
+ANY_PORTS = ["--scheduler-port", "0", "--model-port", "0", "--redis-port", "0"]
+
+
+def test_up_says_how_to_reach_the_services_until_interrupted(project: Project) -> None:
+    command = project.start("up", *ANY_PORTS)
+    command.wait_for("Ctrl-C stops the services")
+    for name, variable in (
+        ("scheduler", "ENDPOINT"),
+        ("model", "AZURE_OPENAI_ENDPOINT"),
+        ("redis", "REDIS_CONNECTION_STRING"),
+    ):
+        address = re.search(rf"^{name} +(\S+)", command.output, re.MULTILINE)
+        assert address
+        assert f"  export {variable}={address[1]}\n" in command.output
+        with socket.create_connection(("127.0.0.1", int(address[1].rpartition(":")[2]))):
+            pass
+    command.signal(signal.SIGINT)
+    assert command.wait() == 130
+    assert project.left_behind() == []
+
+
+def test_up_names_a_busy_port_and_its_option(project: Project, listening: int) -> None:
+    command = project.run("up", *ANY_PORTS[:2], "--model-port", str(listening))
+    assert command.popen.returncode == 2
+    assert command.errors == (
+        f"Port {listening}, for the model, is in use. Stop what listens there, or choose another: --model-port\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--model-port", "65536"], ["--dashboards"]])
+def test_up_refuses_wrong_options(project: Project, arguments: list[str]) -> None:
+    command = project.run("up", *arguments)
+    assert command.popen.returncode == 2
+    assert arguments[0] in command.errors
+
+
+def test_up_ends_when_a_service_breaks_down(project: Project) -> None:
+    breaks_down = SERVICE.format(name="model").replace("stopped.wait()", "import os; listener.accept(); os._exit(5)")
+    project.write("local_services/model.py", breaks_down)
+    command = project.start("up", *ANY_PORTS)
+    port = int(command.wait_for(r"model +http://127\.0\.0\.1:(\d+)[^$]+Ctrl-C")[1])
+    socket.create_connection(("127.0.0.1", port)).close()
+    assert command.wait() == 1
+    assert "The model has ended (exit code 5).\n" in command.errors
+    assert project.left_behind() == []
+
+
+# However it ends -------------------------------------------------------------------------------------------------
+
+NEVER_READY = "import sys, time; print('not yet', file=sys.stderr, flush=True); time.sleep(600)"
+DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print('Worker ready', flush=True); time.sleep(600)"
+
+STAGES: dict[str, tuple[Callable[[Project], None], str]] = {
+    "a service starts": (
+        lambda p: p.write("local_services/model.py", NEVER_READY) and p.add_sample("01_first"),
+        "not yet",
+    ),
+    "the worker starts": (lambda p: p.add_sample("01_first", worker=NEVER_READY), "not yet"),
+    "the client runs": (lambda p: p.add_sample("01_first", client=WAITING), "client waits"),
+    "a deaf worker stops": (lambda p: p.add_sample("01_first", worker=DEAF), "The worker finishes what it has"),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_leaves_nothing_behind(project: Project, stage: str, number: signal.Signals) -> None:
+    prepare, moment = STAGES[stage]
+    prepare(project)
+    elsewhere = socket.create_server(("127.0.0.1", 0)) if "deaf" in stage else None  # what it has in hand may matter
+    command = project.start("01", ENDPOINT=f"http://127.0.0.1:{elsewhere.getsockname()[1]}" if elsewhere else "")
+    if command.popen.stdin and elsewhere:
+        command.popen.stdin.close()  # the client reads to the end
+    eventually(lambda: moment in command.output + command.errors, moment)
+    command.signal(number)
+    assert command.wait(20) == 128 + number
+    assert project.left_behind() == []
+    assert "Traceback" not in command.errors
+    if elsewhere:
+        elsewhere.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_in_a_terminal(project: Project, start: Start, times: int) -> None:
+    says_goodbye = (
+        "import time\nprint('client waits')\ntry: time.sleep(600)\nexcept KeyboardInterrupt: print('come back')"
+    )
+    project.add_sample("01_first", DEAF if times == 2 else WORKER, says_goodbye)
+    in_terminal = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+    env = clean_environment(MARK=project.mark, NO_COLOR="")
+    command = start(
+        sys.executable, "-c", in_terminal, sys.executable, "-m", "local_services", "01", cwd=project.root, env=env
+    )
+    assert command.popen.stdin
+    for moment in ["client waits", "come back"][:times]:
+        command.wait_for(moment)
+        command.popen.stdin.write("\x03")
+        command.popen.stdin.flush()
+    assert command.wait(10) == 130
+    assert "\x1b[2mworker │ Worker ready\x1b[0m" in command.output
+    assert "come back" in command.output
+    assert "Traceback" not in command.output
+    assert project.left_behind() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_second_signal_hurries_all_that_is_left(project: Project) -> None:
+    project.add_sample("01_first", DEAF, DEAF.replace("Worker ready", "client waits"))
+    command = project.start("01")
+    command.wait_for("client waits")
+    command.signal(signal.SIGINT)  # the client is given time for its last word
+    command.signal(signal.SIGTERM)  # and now neither it nor the worker is
+    assert command.wait(5) == 128 + signal.SIGTERM
+    assert project.left_behind() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG")
+def test_a_killed_supervisor_leaves_nothing_behind(project: Project) -> None:
+    project.add_sample("01_first", client=WAITING)
+    command = project.start("01")
+    command.wait_for("client waits")
+    command.popen.kill()
+    eventually(lambda: project.left_behind() == [], "the end of all processes")
+
+
+# The installation ------------------------------------------------------------------------------------------------
+
+# Stands in for uv: makes the environment, writes down what it is to install, and does as INSTALLATION says.
+UV = f"""#!{sys.executable}
+import os, pathlib, subprocess, sys, time
+
+if sys.argv[1] == "venv":
+    folder = pathlib.Path(sys.argv[-1])
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (next(folder.glob("lib/*/site-packages")) / "pip.py").touch()
+with open(os.environ["INSTALLED"], "a") as log:
+    print(*(pathlib.Path(part).name for part in sys.argv[1:]), file=log)
+if sys.argv[1] == "pip" and os.environ["INSTALLATION"] == "fails":
+    sys.exit("no such package")
+if sys.argv[1] == "pip" and os.environ["INSTALLATION"] == "waits":
+    print("waiting", file=sys.stderr)
+    time.sleep(600)
+"""
+MAKES_VENV = f"venv --seed --python {Path(getattr(sys, '_base_executable', sys.executable)).name} .venv"
+INSTALLS = f"pip install --python {Path(sys.executable).name} -r requirements.txt --group local"
+
+
+class Installation:
+    """run.py in a project of its own, with a stand-in for uv."""
+
+    def __init__(self, root: Path, start: Start) -> None:
+        self.root = root
+        self._start = start
+        self.log = root / "installed.txt"
+        for path, text in {
+            "bin/uv": UV,
+            "pyproject.toml": "",
+            "01_first/requirements.txt": "",
+            "local_services/__init__.py": "",
+            "local_services/__main__.py": "import sys; print('started', sys.argv[1:])",
+        }.items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(text)
+        (root / "bin/uv").chmod(0o755)
+        shutil.copy(ROOT / "run.py", root)
+
+    def start(self, *arguments: str, installation: str = "works") -> Process:
+        """Start run.py with the Python of these tests."""
+        path = f"{self.root / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        env = clean_environment(PATH=path, INSTALLED=str(self.log), INSTALLATION=installation)
+        return self._start(sys.executable, self.root / "run.py", *arguments, cwd=self.root.parent, env=env)
+
+    def run(self, *arguments: str, installation: str = "works") -> Process:
+        """Run it to its end."""
+        process = self.start(*arguments, installation=installation)
+        process.wait()
+        return process
+
+    def installed(self) -> list[str]:
+        """The installer's commands since this was asked last."""
+        commands = self.log.read_text().splitlines() if self.log.exists() else []
+        self.log.unlink(missing_ok=True)
+        return commands
+
+
+@pytest.fixture
+def installation(tmp_path: Path, start: Start) -> Installation:
+    return Installation(tmp_path / "project", start)
+
+
+def test_installs_once(installation: Installation) -> None:
+    first = installation.run("01", "a b")
+    assert (first.popen.returncode, first.output) == (0, "started ['01', 'a b']\n")
+    assert first.errors.splitlines() == [
+        f"Making .venv for Python {sys.version_info[0]}.{sys.version_info[1]} ...",
+        "Installing what the samples need, with uv ...",
+    ]
+    assert installation.installed() == [MAKES_VENV, INSTALLS]
+    again = installation.run("01")
+    assert (again.popen.returncode, again.errors) == (0, "")
+    assert installation.installed() == []
+
+
+def test_installs_again_when_something_changed(installation: Installation) -> None:
+    installation.run("01")
+    for file in ("01_first/requirements.txt", "pyproject.toml"):
+        installation.installed()
+        (installation.root / file).write_text("# changed")
+        installation.run("01")
+        assert installation.installed() == [INSTALLS]
+
+
+def test_installs_the_tests_needs_for_the_tests_alone(installation: Installation) -> None:
+    installation.run("01")
+    installation.installed()
+    (installation.root / "pytest.py").write_text("import sys; print('pytest', sys.argv[1:])")
+    tests = installation.run("test", "-k", "some")
+    assert tests.output == "pytest ['-k', 'some']\n"
+    assert installation.installed() == [INSTALLS.replace("local", "test")]
+    installation.run("01")
+    assert installation.installed() == []
+
+
+@pytest.mark.parametrize("broken", ["bin/python", "pyvenv.cfg"])
+def test_a_broken_environment_is_made_again(installation: Installation, broken: str) -> None:
+    installation.run("01")
+    installation.installed()
+    (installation.root / ".venv" / broken).unlink()
+    (installation.root / "pyproject.toml").write_text("# changed")
+    assert installation.run("01").output == "started ['01']\n"
+    assert installation.installed() == [MAKES_VENV, INSTALLS]
+
+
+def test_a_failed_installation_says_why_and_is_repeated(installation: Installation) -> None:
+    failed = installation.run("01", installation="fails")
+    assert failed.popen.returncode == 1
+    assert "no such package" in failed.errors
+    assert "Run the same command to try again" in failed.errors
+    assert failed.output == ""
+    installation.installed()
+    assert installation.run("01").output == "started ['01']\n"
+    assert installation.installed() == [INSTALLS]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_installation_is_repeated(installation: Installation, number: int) -> None:
+    interrupted = installation.start("01", installation="waits")
+    eventually(lambda: installation.log.exists() and INSTALLS in installation.log.read_text(), "the installation")
+    interrupted.signal(number)
+    assert interrupted.wait() == 130
+    assert interrupted.errors.endswith("Interrupted. The same command goes on from here.\n")
+    installation.installed()
+    assert installation.run("01").output == "started ['01']\n"
+    assert installation.installed() == [INSTALLS]
+
+
+def old_pythons() -> list[Path]:
+    """Pythons before 3.10 that pyenv has on this machine."""
+    if not shutil.which("pyenv"):
+        return []
+    root = subprocess.run(["pyenv", "root"], capture_output=True, text=True, check=True).stdout.strip()
+    versions = [folder for folder in Path(root, "versions").iterdir() if re.match(r"2\.|3\.\d\.", folder.name)]
+    return sorted(folder / "bin" / "python" for folder in versions)
+
+
+@pytest.mark.skipif(not old_pythons(), reason="there is no old Python here")
+def test_an_old_python_is_told_so_in_one_line(start: Start) -> None:
+    for python in old_pythons():
+        command = start(python, ROOT / "run.py", "01")
+        assert command.wait() == 1
+        assert re.fullmatch(r"These samples need Python 3\.10 or newer; this is Python \d\.\d\.\n", command.errors)
+
+
+def test_a_fresh_copy_runs_a_sample(tmp_path: Path, start: Start) -> None:
+    # The real installation with pip, from the package index, and the real services. Nothing but Python is given.
+    root = tmp_path / "fresh"
+    ignored = shutil.ignore_patterns(".*", "__pycache__")
+    shutil.copytree(ROOT, root, ignore=ignored)
+    without_uv = [folder for folder in os.environ["PATH"].split(os.pathsep) if not Path(folder, "uv").exists()]
+    env = clean_environment(PATH=os.pathsep.join(without_uv))
+    for errors in (r"Making \.venv [^$]*Installing what", r"\AStarted scheduler"):
+        command = start(sys.executable, root / "run.py", "01", cwd=tmp_path, env=env)
+        assert command.wait(150) == 0, command.errors
+        assert len(re.findall(r"^Joker: \S", command.output, re.MULTILINE)) == 2
+        assert re.search(errors, command.errors)
