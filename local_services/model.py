@@ -6,7 +6,6 @@ What it answers is decided in `offline_model`, by rules. Whatever key, deploymen
 import asyncio
 import os
 import re
-import socket
 import threading
 import time
 import uuid
@@ -351,8 +350,6 @@ def main() -> None:
     arguments = parser.parse_args()
     stopped = stop_order(arguments.supervised)
     listener = listening_socket(arguments.port)
-    # asyncio sets this on sockets that name their protocol only; without it, every answer waits 40 ms for an ACK.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.listen(1024)  # from here on a client that connects is served, if a moment later
 
     app = create_app(arguments.first_token_delay, arguments.token_delay)

@@ -131,9 +131,9 @@ class TaskHub(InMemoryOrchestrationBackend):
                         completion_token=int(token),
                     )
                 )
-                self._work_available.set()
             case _:
                 super().AbandonTaskEntityWorkItem(pb.AbandonEntityTaskRequest(completionToken=token), context)
+        self._work_available.set()
 
     def AbandonTaskOrchestratorWorkItem(
         self, request: pb.AbandonOrchestrationTaskRequest, context: grpc.ServicerContext
@@ -176,6 +176,7 @@ class TaskHub(InMemoryOrchestrationBackend):
             response = super().CompleteOrchestratorTask(request, context)
             if instance:
                 _stamp(instance.history)
+            self._work_available.set()  # what arrived during the step was passed over, and is queued without a ring
             return response
 
     def CompleteActivityTask(
@@ -211,6 +212,7 @@ class TaskHub(InMemoryOrchestrationBackend):
             if problem:
                 request.CopyFrom(_failed_batch(entity, delivery.token, problem))
             response = super().CompleteEntityTask(request, context)
+            self._work_available.set()  # as above, for operations that arrived during the batch
         if problem:  # a signalled entity has no caller to tell: the worker's log is where the reason can be seen
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
         return response

@@ -64,7 +64,7 @@ def stop_order(supervised: bool) -> StopOrder:
 
 def listening_socket(port: int) -> socket.socket:
     """A bound TCP socket on this machine's loopback address, or the end with one line if the port is taken."""
-    listener = socket.socket()
+    listener = socket.socket(proto=socket.IPPROTO_TCP)  # named, so that asyncio sets TCP_NODELAY: 40 ms an answer
     if sys.platform != "win32":  # there, this option would let two services share a port
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

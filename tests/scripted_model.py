@@ -38,6 +38,7 @@ class ScriptedModel:
         requests: every chat request that came in, as parsed JSON.
         delay: seconds before each reply.
         held: while it is not None, replies wait until it is set.
+        held_for: the requests whose replies wait; all of them by default.
     """
 
     def __init__(self) -> None:
@@ -45,9 +46,10 @@ class ScriptedModel:
         self.delay = 0.0
         self.token_delay = 0.0
         self.held: threading.Event | None = None
+        self.held_for: Callable[[dict[str, Any]], bool] = lambda request: True
         self._faults: list[Fault] = []
         self._app = create_app()
-        self._socket = socket.socket()
+        self._socket = socket.socket(proto=socket.IPPROTO_TCP)  # named, so that asyncio sets TCP_NODELAY
         self._socket.bind(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._server = uvicorn.Server(
@@ -100,7 +102,7 @@ class ScriptedModel:
                 break
         request = json.loads(body)
         self.requests.append(request)
-        await self._wait()
+        await self._wait(request)
         fault = self._next_fault(request)
         if fault and fault.status:
             error = {"error": {"code": str(fault.status), "message": fault.message}}
@@ -111,8 +113,8 @@ class ScriptedModel:
             return
         await self._app(scope, _replay(body, receive), self._sending(send, fault))
 
-    async def _wait(self) -> None:
-        if self.held:
+    async def _wait(self, request: dict[str, Any]) -> None:
+        if self.held and self.held_for(request):
             await asyncio.to_thread(self.held.wait)
         if self.delay:
             await asyncio.sleep(self.delay)

@@ -151,7 +151,7 @@ def structured(conversation: Conversation, schema: Schema | bool) -> Any:
     """
     names, choices = set(properties_of(schema)), choices_of(schema)
     if expert_names := experts_among(choices):
-        field, reason = experts.route(conversation.request)
+        field, reason = experts.route(conversation)
         chosen = (expert_names[field.name],) if field else NOBODY
         # Whatever the choice is called, it takes the first of these that its schema allows.
         answers: dict[str, Any] = {REASONS: reason, "question|query|input": conversation.request, ".*": (*chosen, 0.9)}
