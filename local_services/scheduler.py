@@ -12,12 +12,17 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any
 
 import durabletask.internal.orchestrator_service_pb2 as pb
 import durabletask.internal.orchestrator_service_pb2_grpc as stubs
 import grpc
-from durabletask.internal.helpers import convert_to_entity_batch_request
+from durabletask.internal.helpers import (
+    convert_to_entity_batch_request,
+    new_timer_created_event,
+    new_timer_fired_event,
+)
 from durabletask.testing.in_memory_backend import (
     ActivityWorkItem,
     InMemoryOrchestrationBackend,
@@ -269,6 +274,21 @@ class TaskHub(InMemoryOrchestrationBackend):
             if instance := super()._wait_for_state(instance_id, predicate, min(left, _SLICE_SECONDS)):
                 return instance
         return None
+
+    def _process_create_timer_action(self, instance: OrchestrationInstance, action: pb.OrchestratorAction) -> None:
+        """Start a timer that fires for this very instance. The SDK's would fire for one restarted under its id too."""
+        fire_at = action.createTimer.fireAt.ToDatetime(tzinfo=timezone.utc)
+        instance.history.append(new_timer_created_event(action.id, fire_at))
+
+        def fire() -> None:
+            with self._lock:
+                if self._instances.get(instance.instance_id) is instance and instance.completed_at is None:
+                    instance.pending_events.append(new_timer_fired_event(action.id, fire_at))
+                    self._enqueue_orchestration(instance.instance_id)
+
+        timer = threading.Timer(max(0.0, (fire_at - datetime.now(timezone.utc)).total_seconds()), fire)
+        timer.daemon = True
+        timer.start()
 
     def _enqueue_orchestration(self, instance_id: str) -> None:
         # Every event of an instance comes through here just after it was added: the moment to note its time.

@@ -254,6 +254,25 @@ def test_a_wait_for_nothing_ends(client: DurableTaskSchedulerClient) -> None:
     assert client.wait_for_orchestration_completion("never-started", timeout=60) is None
 
 
+def test_a_timer_does_not_fire_for_an_instance_restarted_under_the_same_id(
+    scheduler: str, hub: str, client: DurableTaskSchedulerClient
+) -> None:
+    def race(context: task.OrchestrationContext, seconds: Any) -> Any:
+        timer = context.create_timer(timedelta(seconds=2))
+        first = yield task.when_any([timer, context.wait_for_external_event("go")])
+        return "late" if first is timer else "in time"
+
+    with worker(scheduler, hub, race):
+        instance = client.schedule_new_orchestration("race")
+        client.raise_orchestration_event(instance, "go")
+        assert finished(client, instance).serialized_output == '"in time"'
+        time.sleep(1)  # half of the first timer's span
+        began = time.monotonic()
+        client.restart_orchestration(instance)
+        assert finished(client, instance).serialized_output == '"late"'
+        assert time.monotonic() - began >= 2
+
+
 # History ----------------------------------------------------------------------------------------------------------
 
 
