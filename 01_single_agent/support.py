@@ -286,6 +286,9 @@ def _require_whole_answer(response: ChatResponse) -> None:
 
 def _model_problem(error: Exception) -> Exception:
     cause = error.__cause__ or error
+    if isinstance(cause, ClientAuthenticationError):
+        why = cause.message.partition("\n")[0]
+        return ModelRejected(f"No Azure identity for the model: run 'az login', or set AZURE_OPENAI_API_KEY. {why}")
     status, body = getattr(cause, "status_code", None), getattr(cause, "body", None)
     words = str(body.get("message") or cause) if isinstance(body, dict) else str(cause)
     if status in (400, 401, 403, 404, 422):

@@ -63,9 +63,10 @@ class _Bell(threading.Event):
         self._heard.rings = self._rings
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Until the next ring, whatever the timeout: an idle stream takes no CPU, and its end rings too."""
+        """Until the next ring, or ten times as long as the SDK's backend looks: an idle stream takes no CPU."""
         with self._rung:
-            return self._rung.wait_for(lambda: self._rings != getattr(self._heard, "rings", -1))
+            patience = 10 * timeout if timeout else None
+            return self._rung.wait_for(lambda: self._rings != getattr(self._heard, "rings", -1), patience)
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,8 @@ class ScriptedModel:
         if fault and fault.reply is not None:
             await _reply(request, fault.reply)(scope, receive, send)
             return
-        await self._app(scope, _replay(body, receive), self._sending(send, fault))
+        sending = self._sending(send, fault) if request.get("stream") else send
+        await self._app(scope, _replay(body, receive), sending)
 
     async def _wait(self, request: dict[str, Any]) -> None:
         if self.held and self.held_for(request):

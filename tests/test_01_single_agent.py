@@ -314,6 +314,13 @@ def test_a_wrong_deployment_is_said_in_the_models_words(joker: Sample, model: Sc
     assert_one_line(joker.run_client("Hello"), 1, "404", "The API deployment for this resource does not exist.")
 
 
+def test_no_identity_for_the_model(joker: Sample, tmp_path: Path) -> None:
+    # The environment's credential is tried alone, and has nothing to go by; a machine in Azure would have others.
+    nobody = {"AZURE_OPENAI_API_KEY": "", "AZURE_TOKEN_CREDENTIALS": "EnvironmentCredential", "HOME": str(tmp_path)}
+    joker.start_worker(**nobody)
+    assert_one_line(joker.run_client("Hello"), 1, "az login", "AZURE_OPENAI_API_KEY")
+
+
 def test_a_model_out_of_reach(joker: Sample) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

@@ -1,0 +1,43 @@
+"""Asks two agents at once. PhysicistAgent and ChemistAgent answer one question in parallel, in one orchestration."""
+
+from agent_framework import Agent
+from agent_framework_durabletask import DurableAIAgentWorker
+from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
+from orchestration import multi_agent_concurrent_orchestration
+from support import chat_client, run, scheduler_worker, serve
+
+
+def create_experts() -> list[Agent]:
+    """Two ordinary agents that know nothing of each other."""
+    client = chat_client()
+    return [
+        Agent(
+            client=client,
+            name="PhysicistAgent",
+            instructions="You are an expert in physics. You answer questions from a physics perspective.",
+        ),
+        Agent(
+            client=client,
+            name="ChemistAgent",
+            instructions="You are an expert in chemistry. You answer questions from a chemistry perspective.",
+        ),
+    ]
+
+
+def create_worker() -> DurableTaskSchedulerWorker:
+    """A worker that hosts both agents and the orchestration that asks them."""
+    worker = scheduler_worker()
+    agents = DurableAIAgentWorker(worker)
+    for expert in create_experts():
+        agents.add_agent(expert)
+    worker.add_orchestrator(multi_agent_concurrent_orchestration)
+    return worker
+
+
+def main() -> None:
+    """Serve until Ctrl-C."""
+    serve(create_worker())
+
+
+if __name__ == "__main__":
+    run(main)
