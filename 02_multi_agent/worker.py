@@ -1,0 +1,47 @@
+"""Hosts three agents in one worker: two experts, and a router that decides by topic which of them is asked."""
+
+from typing import Any
+
+from agent_framework import Agent
+from agent_framework_durabletask import DurableAIAgentWorker
+from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
+from models import Routing
+from support import chat_client, run, scheduler_worker, serve
+
+ROUTING_INSTRUCTIONS = """\
+You decide who answers the user's question; you do not answer it yourself.
+PhysicistAgent answers questions of physics, ChemistAgent questions of chemistry.
+A follow-up that names no topic goes to whoever you chose last. If a question belongs to neither field, choose none."""
+
+
+def create_agents() -> list[Agent[Any]]:
+    """The agents; what makes one a router is its instructions, and the form in which it must answer."""
+    model = chat_client()
+    return [
+        Agent(model, name="PhysicistAgent", instructions="You are an expert in physics. Answer in a few sentences."),
+        Agent(model, name="ChemistAgent", instructions="You are an expert in chemistry. Answer in a few sentences."),
+        Agent[Any](
+            model,
+            name="RouterAgent",
+            instructions=ROUTING_INSTRUCTIONS,
+            default_options={"response_format": Routing},
+        ),
+    ]
+
+
+def create_worker() -> DurableTaskSchedulerWorker:
+    """A worker that hosts all three. Each keeps conversations of its own: an entity is an agent's name and a key."""
+    worker = scheduler_worker()
+    agents = DurableAIAgentWorker(worker)
+    for agent in create_agents():
+        agents.add_agent(agent)
+    return worker
+
+
+def main() -> None:
+    """Serve until Ctrl-C."""
+    serve(create_worker())
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,840 @@
+"""Sample 03 end to end: whatever is killed, cut or lost, a reader ends with the text that was stored, once."""
+
+import asyncio
+import json
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from queue import Queue
+from types import ModuleType
+from typing import Any
+
+import pytest
+import redis
+from agent_framework import AgentResponse, AgentResponseUpdate, Content, Message
+from agent_framework_durabletask import (
+    AgentCallbackContext,
+    AgentSessionId,
+    DurableAgentState,
+    DurableAgentStateResponse,
+)
+from conftest import Process, Sample, Start, eventually
+from durabletask.azuremanaged.client import DurableTaskSchedulerClient
+from durabletask.entities import EntityInstanceId
+from orchestrations import readme_commands
+from scripted_model import ScriptedModel
+
+from local_services.redis_server import redis_program
+
+pytestmark = pytest.mark.skipif(not redis_program(), reason="needs a real redis-server")
+
+# A client that keeps what it gets, as a real one would: chunk by chunk, on its standard output.
+READER = """
+import dataclasses, json, sys
+from client import conversation
+from redis_stream_response_handler import stream_handler
+from support import agent_client, run
+
+def main():
+    agents = agent_client(["TravelPlanner"])
+    streams = stream_handler(lambda key: agents.stored_conversation(conversation(key)), patience=30)
+    for chunk in streams.read_stream(*sys.argv[1:]):
+        print(json.dumps(dataclasses.asdict(chunk)), flush=True)
+
+run(main)
+"""
+
+
+class RedisServer:
+    """A redis-server on a port of its own, to be stopped and started again there."""
+
+    def __init__(self, start: Start, *options: str) -> None:
+        program = redis_program()
+        assert program
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.address = f"redis://127.0.0.1:{self.port}"
+        self._start_program = start
+        self._command = [program, "--bind", "127.0.0.1", "--port", str(self.port), "--save", "", *options]
+        self.start()
+
+    def start(self) -> None:
+        """Start it, with nothing in it."""
+        self.process = self._start_program(*self._command)
+        self.process.wait_for("Ready to accept connections")
+
+    def client(self) -> Any:
+        """A connection to it. (redis-py types every answer as one of a synchronous and an asynchronous client.)"""
+        return redis.Redis(port=self.port, decode_responses=True)
+
+
+class Planner:
+    """Sample 03, and what the scheduler and Redis have of it."""
+
+    def __init__(self, sample: Sample, start: Start) -> None:
+        self.sample = sample
+        self._start = start
+
+    def ask(self, *arguments: str, **settings: str) -> Process:
+        """Start client.py, and wait until it has asked."""
+        client = self.sample.start_client(*arguments, **settings)
+        client.wait_for("Conversation")
+        return client
+
+    def reader(self, *arguments: str) -> Process:
+        """A process that reads: session key, cursor, correlation id."""
+        environment = self.sample.environment()
+        return self._start(sys.executable, "-c", READER, *arguments, cwd=self.sample.folder, env=environment)
+
+    def stored(self, key: str) -> DurableAgentState:
+        """The stored conversation."""
+        with DurableTaskSchedulerClient(
+            host_address=self.sample.settings["ENDPOINT"],
+            taskhub=self.sample.settings["TASKHUB"],
+            token_credential=None,
+            secure_channel=False,
+        ) as client:
+            entity = client.get_entity(EntityInstanceId(AgentSessionId("TravelPlanner", key).entity_name, key))
+        state = entity.get_state() if entity else None
+        return DurableAgentState.from_json(state) if state else DurableAgentState()
+
+    def answers(self, key: str) -> list[str]:
+        """The texts that are stored, answer by answer."""
+        return [
+            "".join(message.text for message in entry.messages)
+            for entry in self.stored(key).data.conversation_history
+            if isinstance(entry, DurableAgentStateResponse)
+        ]
+
+    def answer(self, key: str, number: int = 1) -> str:
+        """The text of an answer, once it is stored; the first is number 1."""
+        return eventually(lambda: self.answers(key)[number - 1 : number], "the answer is stored")[0]
+
+
+@pytest.fixture
+def server(start: Start) -> RedisServer:
+    return RedisServer(start)
+
+
+@pytest.fixture
+def planner(sample: Callable[[str], Sample], start: Start, server: RedisServer, model: ScriptedModel) -> Planner:
+    model.token_delay = 0.004  # an answer takes a second or two
+    planner = Planner(sample("03"), start)
+    planner.sample.settings["REDIS_CONNECTION_STRING"] = server.address
+    return planner
+
+
+def key_of(client: Process) -> str:
+    return client.wait_for(r"Conversation (\w+)\n")[1]
+
+
+def shown(client: Process) -> str:
+    """The answer as it stands on the screen; after a restart, what came since."""
+    text = re.sub(r"\A(.*\n)?Conversation \w+\n(You: .*\n\n)?", "", client.output)
+    text = re.split(r"\n\n(?:To go on:|\[Disconnected|\[Interrupted)", text)[0]
+    return text.rpartition("starts again.]\n\n")[2]
+
+
+def resume_arguments(client: Process) -> list[str]:
+    """The arguments of the command that goes on reading, as the client printed it."""
+    match = re.search(r"To read on:\n  python client\.py (.*)", client.output + client.errors)
+    assert match, client.output + client.errors
+    return match[1].split()
+
+
+def chunks(reader: Process) -> list[dict[str, Any]]:
+    """What a reader has got so far."""
+    return [json.loads(line) for line in reader.out if line.endswith("}\n")]
+
+
+def text_of(received: list[dict[str, Any]]) -> str:
+    """The text that chunks make up."""
+    text = ""
+    for chunk in received:
+        text = chunk["text"] if chunk["restarted"] else text + chunk["text"]
+    return text
+
+
+def has_results(request: dict[str, Any]) -> bool:
+    """Whether a request to the model carries the tools' results: the one that is answered with the plan."""
+    return any(message["role"] == "tool" for message in request["messages"])
+
+
+def assert_one_line(process: Process, code: int, *words: str) -> None:
+    """The program ended with that code, and one line on stderr that says this."""
+    assert process.wait() == code, process.output + process.errors
+    assert process.errors.count("\n") == 1, process.errors
+    for word in words:
+        assert word in process.errors
+
+
+# A stream, and its readers -----------------------------------------------------------------------------------------
+
+
+def test_the_answer_is_printed_while_it_is_written(planner: Planner, model: ScriptedModel) -> None:
+    model.token_delay = 0.01
+    worker = planner.sample.start_worker()
+    client = planner.ask()
+    client.wait_for("# 3 days in Tokyo")
+    assert not planner.answers(key_of(client)), "nothing is stored yet"
+    assert client.wait() == 0, client.errors
+    assert client.errors == ""
+    assert shown(client) == planner.answer(key_of(client))
+    assert "[" not in shown(client)
+    worker.stop()
+    assert worker.errors == ""
+
+
+def test_the_plan_is_made_with_the_tools(planner: Planner, model: ScriptedModel) -> None:
+    planner.sample.start_worker()
+    client = planner.ask("Plan a 2-day trip to Lisbon next week.")
+    assert client.wait() == 0
+    called = {tool["function"]["name"] for tool in model.requests[0]["tools"]}
+    assert called == {"get_weather_forecast", "get_local_events"}
+    assert "26 °C" in shown(client)
+    assert "Fado evening" in shown(client)
+
+
+def test_every_cursor_leads_to_the_rest_and_nothing_else(
+    planner: Planner, modules: Callable[[str, str], ModuleType], monkeypatch: pytest.MonkeyPatch, server: RedisServer
+) -> None:
+    planner.sample.start_worker()
+    client = planner.ask()
+    assert client.wait() == 0
+    key = key_of(client)
+    monkeypatch.setenv("REDIS_CONNECTION_STRING", server.address)
+    streams = modules("03", "redis_stream_response_handler").stream_handler(planner.stored)
+    received = list(streams.read_stream(key))
+    assert "".join(chunk.text for chunk in received) == planner.answer(key)
+    assert [chunk.is_done for chunk in received] == [False] * (len(received) - 1) + [True]
+    assert len(received) > 100
+    for number in range(0, len(received) - 1, 7):
+        rest = list(streams.read_stream(key, received[number].entry_id))
+        assert [chunk.text for chunk in rest] == [chunk.text for chunk in received[number + 1 :]]
+        assert not any(chunk.restarted for chunk in rest)
+
+
+def test_a_reader_killed_at_any_chunk_resumes_after_it(planner: Planner, model: ScriptedModel) -> None:
+    model.token_delay = 0.01
+    planner.sample.start_worker()
+    client = planner.ask()
+    key = key_of(client)
+    received: list[dict[str, Any]] = []
+    for target in (1, 30, 90, 150):
+        reader = planner.reader(key, *([received[-1]["entry_id"]] if received else []))
+        missing = target - len(received)
+        eventually(lambda reader=reader, missing=missing: len(chunks(reader)) >= missing, "some chunks")
+        reader.kill()
+        received += chunks(reader)
+        assert not received[-1]["is_done"]
+    last = planner.reader(key, received[-1]["entry_id"])
+    assert last.wait() == 0, last.errors
+    received += chunks(last)
+    assert not any(chunk["restarted"] for chunk in received)
+    assert "".join(chunk["text"] for chunk in received) == planner.answer(key)
+
+
+def test_readers_do_not_disturb_one_another(planner: Planner) -> None:
+    planner.sample.start_worker()
+    client = planner.ask()
+    key = key_of(client)
+    others = [planner.reader(key), planner.reader(key)]
+    for reader in others:
+        assert reader.wait() == 0, reader.errors
+    late = planner.reader(key)
+    assert late.wait() == 0
+    assert client.wait() == 0
+    assert {text_of(chunks(reader)) for reader in [*others, late]} == {planner.answer(key)} == {shown(client)}
+    assert len(chunks(late)) == len(chunks(others[0])) > 100
+
+
+def test_ctrl_c_prints_the_command_that_reads_on(planner: Planner, model: ScriptedModel) -> None:
+    model.token_delay = 0.01
+    planner.sample.start_worker()
+    client = planner.ask()
+    client.wait_for("Day 1")
+    client.signal(signal.SIGINT)
+    assert client.wait() == 130
+    assert client.errors == ""
+    resumed = planner.ask(*resume_arguments(client))
+    assert resumed.wait() == 0, resumed.errors
+    assert "--cursor" in resume_arguments(client)
+    assert shown(client) + shown(resumed) == planner.answer(key_of(client))
+    assert "starts again" not in resumed.output
+
+
+def test_disconnecting_on_purpose(planner: Planner) -> None:
+    planner.sample.start_worker()
+    client = planner.ask("--disconnect-after", "12")
+    assert client.wait() == 0
+    assert client.errors == ""
+    resumed = planner.ask(*resume_arguments(client))
+    assert resumed.wait() == 0
+    assert shown(client) + shown(resumed) == planner.answer(key_of(client))
+
+
+def test_leaving_before_the_first_word_loses_nothing(planner: Planner, model: ScriptedModel) -> None:
+    """Also not the question: the answer that is read later is not that of the turn before."""
+    planner.sample.start_worker()
+    first = planner.ask("Plan a weekend in Lisbon.")
+    assert first.wait() == 0
+    model.held = threading.Event()
+    second = planner.ask("--session", key_of(first), "Plan a weekend in Paris.")
+    eventually(lambda: model.asked("Paris"), "the model is asked")
+    second.signal(signal.SIGINT)
+    assert second.wait() == 130
+    resumed = planner.ask(*resume_arguments(second))
+    model.held.set()
+    assert resumed.wait() == 0, resumed.errors
+    assert shown(resumed).startswith("# 2 days in Paris")
+    assert shown(resumed) == planner.answer(key_of(first), 2)
+
+
+def test_a_second_turn_streams_alone(planner: Planner) -> None:
+    planner.sample.start_worker()
+    first = planner.ask("Plan a weekend in Lisbon.")
+    assert first.wait() == 0
+    key = key_of(first)
+    followed = planner.reader(key)
+    assert followed.wait() == 0
+    cursor = chunks(followed)[-1]["entry_id"]
+    follows_on = planner.reader(key, cursor)  # waits for the next turn
+    second = planner.ask("--session", key, "What if it rains?")
+    assert second.wait() == 0
+    answer = planner.answer(key, 2)
+    assert shown(second) == answer != shown(first)
+    assert follows_on.wait() == 0, follows_on.errors
+    assert text_of(chunks(follows_on)) == answer
+    late = planner.reader(key, cursor)
+    assert late.wait() == 0
+    assert text_of(chunks(late)) == answer
+    newest = planner.ask("--session", key)
+    assert newest.wait() == 0
+    assert shown(newest) == answer
+
+
+def test_the_commands_of_the_readme(planner: Planner) -> None:
+    planner.sample.start_worker()
+    commands = readme_commands(planner.sample)
+    assert len(commands) == 6
+    key = cursor = ""
+    for arguments in commands:
+        client = planner.ask(*({"KEY": key, "ID": cursor}.get(word, word) for word in arguments))
+        assert client.wait() == 0, client.errors
+        assert client.errors == ""
+        assert shown(client)
+        key = key_of(client)
+        if "--disconnect-after" in arguments:
+            cursor = resume_arguments(client)[-1]
+
+
+def test_where_there_is_no_redis_server_its_stand_in_does(planner: Planner, start: Start) -> None:
+    command = "from local_services import redis_server as s; s.redis_program = lambda: None; s.main()"
+    stand_in = start(sys.executable, "-c", command, "--port", "0")
+    settings = {"REDIS_CONNECTION_STRING": stand_in.wait_for(r"redis ready: (\S+)")[1]}
+    worker = planner.sample.start_worker(**settings)
+    client = planner.ask("--disconnect-after", "30", **settings)
+    assert client.wait() == 0, client.errors
+    assert "[Disconnected after 30 chunks.]" in client.output
+    resumed = planner.ask(*resume_arguments(client), **settings)
+    assert resumed.wait() == 0, resumed.errors
+    assert shown(client) + shown(resumed) == planner.answer(key_of(client))
+    worker.stop()
+    assert client.errors + resumed.errors + worker.errors == ""
+
+
+def test_worker_and_client_in_one_process(planner: Planner) -> None:
+    client = planner.sample.run_client(program="sample.py")
+    assert client.wait() == 0, client.errors
+    assert client.errors == ""
+    assert shown(client) == planner.answer(key_of(client))
+
+
+# What is killed and cut ---------------------------------------------------------------------------------------------
+
+
+def test_a_worker_killed_mid_stream_is_replaced_and_the_answer_starts_again(
+    planner: Planner, model: ScriptedModel
+) -> None:
+    model.token_delay = 0.01
+    first = planner.sample.start_worker()
+    client = planner.ask()
+    reader = planner.reader(key_of(client))
+    client.wait_for("Day 1")
+    first.kill()
+    planner.sample.start_worker()
+    assert client.wait() == 0, client.errors
+    assert client.errors == ""
+    assert client.output.count("The worker was replaced, or the model broke off. The answer starts again.") == 1
+    assert shown(client) == planner.answer(key_of(client))
+    assert reader.wait() == 0
+    assert text_of(chunks(reader)) == planner.answer(key_of(client))
+    assert sum(chunk["restarted"] for chunk in chunks(reader)) == 1
+    assert len(planner.answers(key_of(client))) == 1
+
+
+def test_who_resumes_after_the_worker_was_replaced_is_told_too(planner: Planner, model: ScriptedModel) -> None:
+    model.token_delay = 0.01
+    first = planner.sample.start_worker()
+    client = planner.ask("--disconnect-after", "40")
+    assert client.wait() == 0
+    first.kill()
+    planner.sample.start_worker()
+    resumed = planner.ask(*resume_arguments(client))
+    assert resumed.wait() == 0, resumed.errors
+    assert "The answer starts again" in resumed.output
+    assert shown(resumed) == planner.answer(key_of(client))
+
+
+@pytest.mark.parametrize("fault", ["truncate", "break_off"])
+def test_a_model_that_breaks_off_is_asked_again_and_the_reader_is_told(
+    fault: str, planner: Planner, model: ScriptedModel
+) -> None:
+    planner.sample.start_worker()
+    getattr(model, fault)(after=60, matches=has_results)
+    client = planner.ask()
+    assert client.wait() == 0, client.errors
+    assert [bool(request.get("stream")) for request in model.requests] == [True, True, False, False]
+    assert client.output.count("The answer starts again") == 1
+    assert shown(client) == planner.answer(key_of(client))
+    assert shown(client).startswith("# 3 days")
+
+
+def test_an_agents_error_is_an_error_within_seconds(planner: Planner, model: ScriptedModel) -> None:
+    planner.sample.start_worker()
+    model.fail(400, "no such trips")
+    began = time.monotonic()
+    client = planner.ask()
+    assert_one_line(client, 1, "no such trips")
+    assert time.monotonic() - began < 20
+    again = planner.ask("--session", key_of(client))
+    assert_one_line(again, 1, "no such trips")
+
+
+def test_an_error_after_half_an_answer(planner: Planner, model: ScriptedModel) -> None:
+    planner.sample.start_worker()
+    model.break_off(after=60, matches=has_results)
+    model.fail(400, "enough", matches=lambda request: not request.get("stream"))
+    client = planner.ask()
+    assert_one_line(client, 1, "enough")
+    assert "# 3 days" in client.output
+
+
+# Redis out of reach -------------------------------------------------------------------------------------------------
+
+
+def test_redis_down_from_the_start(planner: Planner, server: RedisServer) -> None:
+    server.process.kill()
+    worker = planner.sample.start_worker()
+    client = planner.ask("Plan a weekend in Lisbon.")
+    assert client.wait() == 0, client.errors
+    assert "No pieces come for now" in client.errors
+    assert client.errors.count("No pieces") == 1
+    assert str(server.port) in client.errors
+    assert shown(client) == planner.answer(key_of(client))
+
+    server.start()
+    eventually(lambda: "takes what is streamed again" in worker.errors, "the worker has found Redis")
+    reader = planner.reader(key_of(client), "0-0")
+    assert reader.wait() == 0
+    assert text_of(chunks(reader)) == shown(client)
+    second = planner.ask("--session", key_of(client), "What if it rains?", "--disconnect-after", "3")
+    assert second.wait() == 0
+    assert "[Disconnected after 3 chunks.]" in second.output, "the next turn streams"
+    assert second.errors == ""
+    assert "Traceback" not in worker.errors
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_redis_going_down_in_the_middle(how: str, planner: Planner, server: RedisServer, model: ScriptedModel) -> None:
+    model.token_delay = 0.01
+    planner.sample.start_worker()
+    client = planner.ask()
+    client.wait_for("Day 1")
+    server.process.signal(signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+    began = time.monotonic()
+    answer = planner.answer(key_of(client))
+    assert time.monotonic() - began < 5, "the model is not held up"
+    assert client.wait() == 0, client.errors
+    assert "No pieces come for now" in client.errors
+    assert shown(client) == answer
+    assert "starts again" not in client.output
+    server.process.signal(signal.SIGCONT)
+
+
+def test_redis_restarted_in_the_middle(planner: Planner, server: RedisServer, model: ScriptedModel) -> None:
+    model.token_delay = 0.02
+    worker = planner.sample.start_worker()
+    client = planner.ask()
+    client.wait_for("Day 1")
+    server.process.kill()
+    eventually(lambda: "nothing is streamed" in worker.errors, "the worker has noticed")
+    server.start()
+    eventually(lambda: server.client().exists(f"agent-stream:{key_of(client)}"), "the stream goes on")
+    from_the_start = planner.reader(key_of(client))  # finds a stream whose beginning is gone
+    assert client.wait() == 0, client.errors
+    answer = planner.answer(key_of(client))
+    assert shown(client) == answer
+    assert "starts again" not in client.output
+    assert from_the_start.wait() == 0
+    assert text_of(chunks(from_the_start)) == answer
+
+
+def test_a_worker_stops_while_redis_is_out_of_reach(planner: Planner, server: RedisServer) -> None:
+    server.process.kill()
+    worker = planner.sample.start_worker()
+    assert planner.ask().wait() == 0
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(20) == 0
+    assert worker.errors.count("\n") == 1, worker.errors
+
+
+def test_a_place_that_is_gone_makes_the_answer_start_again(planner: Planner, server: RedisServer) -> None:
+    planner.sample.start_worker()
+    client = planner.ask("--disconnect-after", "20")
+    assert client.wait() == 0
+    answer = planner.answer(key_of(client))
+    server.client().delete(f"agent-stream:{key_of(client)}")
+    resumed = planner.ask(*resume_arguments(client))
+    assert resumed.wait() == 0, resumed.errors
+    assert "no longer in the stream. The answer starts again." in resumed.output
+    assert shown(resumed) == answer
+
+
+def test_a_stream_that_expired_is_made_up_for_by_the_conversation(planner: Planner, server: RedisServer) -> None:
+    planner.sample.start_worker(REDIS_STREAM_TTL_MINUTES="0.01")
+    client = planner.ask(REDIS_STREAM_TTL_MINUTES="0.01")
+    assert client.wait() == 0
+    eventually(lambda: not server.client().keys(), "the stream expires")
+    later = planner.ask("--session", key_of(client))
+    assert later.wait() == 0
+    assert later.errors == ""
+    assert shown(later) == planner.answer(key_of(client))
+    assert "starts again" not in later.output
+
+
+# Limits, settings and arguments --------------------------------------------------------------------------------------
+
+
+def test_nobody_waits_for_ever(planner: Planner) -> None:
+    client = planner.ask("--timeout", "0.5", "Plan a weekend in Lisbon.")
+    assert client.wait() == 1
+    assert "Nothing was heard of the answer for 0.5 s" in client.errors
+    assert "python worker.py" in client.errors
+    assert "Traceback" not in client.errors
+    planner.sample.start_worker()
+    resumed = planner.ask(*resume_arguments(client))
+    assert resumed.wait() == 0, resumed.errors
+    assert shown(resumed) == planner.answer(key_of(client))
+
+
+def test_a_worker_that_is_not_replaced(planner: Planner, model: ScriptedModel) -> None:
+    model.token_delay = 0.01
+    worker = planner.sample.start_worker()
+    client = planner.ask("--timeout", "2")
+    client.wait_for("Day 1")
+    worker.kill()
+    assert client.wait() == 1
+    assert "--cursor" in resume_arguments(client)
+
+
+def test_a_stream_lives_as_long_as_it_is_written_and_a_while_longer(planner: Planner, server: RedisServer) -> None:
+    planner.sample.start_worker(REDIS_STREAM_TTL_MINUTES="3")
+    client = planner.ask(REDIS_STREAM_TTL_MINUTES="3")
+    stream = f"agent-stream:{key_of(client)}"
+    client.wait_for("Day 1")
+    server.client().expire(stream, 5)
+    client.wait_for("Day 3")
+    assert 170 < server.client().ttl(stream) <= 180
+    assert client.wait() == 0
+    assert server.client().keys() == [stream]
+
+
+def test_a_key_that_names_no_conversation(planner: Planner) -> None:
+    client = planner.ask("--session", "tuesday", "--timeout", "0.5")
+    assert client.wait() == 1
+    assert "Nothing was heard" in client.errors
+
+
+def test_a_setting_that_is_wrong(planner: Planner) -> None:
+    for program in ("worker.py", "client.py"):
+        process = planner.sample.run_client(program=program, REDIS_CONNECTION_STRING="redis://:s3/cr3t@localhost:6379")
+        assert_one_line(process, 2, "REDIS_CONNECTION_STRING", "redis://HOST:6379")
+        assert "s3" not in process.errors
+    assert_one_line(planner.sample.run_client(REDIS_STREAM_TTL_MINUTES="ten"), 2, "REDIS_STREAM_TTL_MINUTES=ten")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REDIS_CONNECTION_STRING", "localhost:6379"),
+        ("REDIS_CONNECTION_STRING", "redis://:s3cr3t@localhost:port"),
+        ("REDIS_CONNECTION_STRING", "redis://localhost:6379?password=s3cr3t&colour=red"),
+        ("REDIS_CONNECTION_STRING", "cache.example.net:6380,password=s3cr3t,ssl=True"),
+        *(("REDIS_STREAM_TTL_MINUTES", minutes) for minutes in ("0", "-1", "nan", "inf", "1e300")),
+    ],
+)
+def test_other_settings_that_are_wrong(
+    name: str, value: str, modules: Callable[[str, str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    module = modules("03", "redis_stream_response_handler")
+    with pytest.raises(modules("03", "support").UsageError, match=name) as error:
+        module.stream_handler()
+    assert "s3cr3t" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [""],
+        ["--session", ""],
+        ["--session", "a@b"],
+        ["--cursor", "1-0"],
+        ["--session", "abc", "--cursor", "newest"],
+        ["--session", "abc", "--cursor", "1-0", "Plan a trip."],
+        ["--disconnect-after", "0"],
+    ],
+)
+def test_arguments_that_make_no_sense(
+    arguments: list[str], modules: Callable[[str, str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = modules("03", "client")
+    monkeypatch.setattr(sys, "argv", ["client.py", *arguments])
+    with pytest.raises(modules("03", "support").UsageError):
+        client.parse_arguments()
+
+
+# Password and TLS ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def tls(server: RedisServer, folder: Path) -> Iterator[str]:
+    """An address that speaks TLS, and passes what it hears on to a Redis, which may have been built without TLS."""
+    certificate, private_key = folder / "redis.crt", folder / "redis.key"
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *subject]
+    subprocess.run([*command, "-out", certificate, "-keyout", private_key], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, private_key)
+
+    async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await source.read(65536):
+                target.write(data)
+                await target.drain()
+        target.close()
+
+    async def connect(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        try:
+            redis_source, redis_target = await asyncio.open_connection("127.0.0.1", server.port)
+        except OSError:
+            target.close()
+            return
+        await asyncio.gather(copy(source, redis_target), copy(redis_source, target))
+
+    started: Queue[tuple[int, Callable[[], object]]] = Queue()
+
+    async def serve() -> None:
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        async with await asyncio.start_server(connect, "127.0.0.1", 0, ssl=context) as proxy:
+            port = proxy.sockets[0].getsockname()[1]
+            started.put((port, lambda: loop.call_soon_threadsafe(ended.set)))
+            await ended.wait()
+
+    serving = threading.Thread(target=lambda: asyncio.run(serve()))
+    serving.start()
+    port, stop = started.get(timeout=10)
+    try:
+        yield f"rediss://:s3cr3t@127.0.0.1:{port}?ssl_ca_certs={certificate}"
+    finally:
+        stop()
+        serving.join()
+
+
+def test_tls_and_a_password(planner: Planner, start: Start, tmp_path: Path) -> None:
+    guarded = RedisServer(start, "--requirepass", "s3cr3t")
+    with tls(guarded, tmp_path) as address:
+        settings = {"REDIS_CONNECTION_STRING": address, "LOG_LEVEL": "debug"}
+        worker = planner.sample.start_worker(**settings)
+        client = planner.ask("--disconnect-after", "10", **settings)
+        assert client.wait() == 0
+        assert "[Disconnected after 10 chunks.]" in client.output
+        guarded.process.kill()
+        later = planner.ask("--session", key_of(client), **settings)
+        assert later.wait() == 0
+        assert "No pieces come" in later.errors
+        worker.stop()
+    for process in (worker, client, later):
+        assert "s3cr3t" not in process.output + process.errors
+
+
+def test_a_certificate_that_nobody_vouches_for(planner: Planner, start: Start, tmp_path: Path) -> None:
+    guarded = RedisServer(start, "--requirepass", "s3cr3t")
+    with tls(guarded, tmp_path) as address:
+        settings = {"REDIS_CONNECTION_STRING": address.partition("?")[0]}
+        worker = planner.sample.start_worker(**settings)
+        client = planner.ask(**settings)
+        assert client.wait() == 0
+        assert "certificate" in client.errors.lower()
+        assert shown(client) == planner.answer(key_of(client))
+        worker.stop()
+
+
+def test_a_wrong_password(planner: Planner, start: Start) -> None:
+    guarded = RedisServer(start, "--requirepass", "s3cr3t")
+    settings = {"REDIS_CONNECTION_STRING": guarded.address.replace("://", "://:wr0ng@")}
+    worker = planner.sample.start_worker(**settings)
+    client = planner.ask(**settings)
+    assert client.wait() == 0
+    assert shown(client) == planner.answer(key_of(client))
+    assert "password" in client.errors
+    worker.stop()
+    assert "password" in worker.errors
+    assert "wr0ng" not in client.output + client.errors + worker.errors
+
+
+# Attempts, losses and repetitions, made by hand ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def handler(modules: Callable[[str, str], ModuleType], server: RedisServer, conversation: DurableAgentState) -> Any:
+    """The sample's handler on the test's Redis, and on a conversation that the test writes."""
+    module = modules("03", "redis_stream_response_handler")
+    return module.RedisStreamResponseHandler(server.address, 60, lambda key: conversation, patience=1.0)
+
+
+@pytest.fixture
+def conversation() -> DurableAgentState:
+    return DurableAgentState()
+
+
+def context(run: str) -> AgentCallbackContext:
+    return AgentCallbackContext("TravelPlanner", run, session_id="key")
+
+
+def response(text: str) -> AgentResponse:
+    return AgentResponse(messages=[Message("assistant", [text])], created_at="2026-11-22T12:00:00+00:00")
+
+
+def store(conversation: DurableAgentState, run: str, text: str) -> None:
+    conversation.data.conversation_history.append(DurableAgentStateResponse.from_run_response(run, response(text)))
+
+
+async def piece(handler: Any, run: str, text: str) -> None:
+    """One update, sent before the next thing happens."""
+    update = AgentResponseUpdate(contents=[Content.from_text(text)])
+    await handler.on_streaming_response_update(update, context(run))
+    await handler._sending
+
+
+async def attempts(handler: Any, run: str, *pieces: tuple[str, str]) -> None:
+    """Attempts at a run, each a task of its own as in a worker; a piece is an attempt's name and a text."""
+    queues: dict[str, asyncio.Queue[str]] = {name: asyncio.Queue() for name, _ in pieces}
+
+    async def attempt(queue: asyncio.Queue[str]) -> None:
+        while True:
+            await piece(handler, run, await queue.get())
+            queue.task_done()
+
+    tasks = [asyncio.create_task(attempt(queue)) for queue in queues.values()]
+    for name, text in pieces:
+        await queues[name].put(text)
+        await queues[name].join()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await handler._writer.aclose()
+
+
+def test_the_newest_attempt_wins_while_an_old_one_still_writes(handler: Any, conversation: DurableAgentState) -> None:
+    pieces = [("old", "half "), ("new", "a new "), ("old", "of it "), ("new", "answer "), ("old", "more")]
+    asyncio.run(attempts(handler, "run", *pieces))
+    reading = handler.read_stream("key", correlation_id="run")
+    shown = [(chunk.text, chunk.restarted) for chunk in islice(reading, 3)]
+    assert shown == [("half ", False), ("a new ", True), ("answer ", False)]
+    store(conversation, "run", "a new answer indeed")
+    assert [(chunk.text, chunk.restarted, chunk.is_done) for chunk in reading] == [("indeed", False, True)]
+
+
+def test_an_attempt_that_was_stored_though_a_newer_one_was_shown(handler: Any, conversation: DurableAgentState) -> None:
+    asyncio.run(attempts(handler, "run", ("first", "the first"), ("second", "another")))
+    store(conversation, "run", "the first")
+    *_, last = handler.read_stream("key")
+    assert (last.text, last.restarted, last.is_done) == ("the first", True, True)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 4])
+def test_a_lost_piece_holds_the_rest_back_until_the_answer_is_stored(
+    lost: int, handler: Any, conversation: DurableAgentState, server: RedisServer
+) -> None:
+    pieces = ["one ", "two ", "three ", "four ", "five"]
+    asyncio.run(attempts(handler, "run", *(("only", text) for text in pieces)))
+    entries = server.client().xrange("agent-stream:key")
+    server.client().xdel("agent-stream:key", entries[lost][0])
+    store(conversation, "run", "".join(pieces))
+    received = list(handler.read_stream("key"))
+    assert [chunk.text for chunk in received] == [*pieces[:lost], "".join(pieces[lost:])]
+    assert not any(chunk.restarted for chunk in received)
+
+
+def test_what_redis_got_twice_is_shown_once(handler: Any, conversation: DurableAgentState, server: RedisServer) -> None:
+    asyncio.run(attempts(handler, "run", ("only", "one "), ("only", "two "), ("only", "three")))
+    for _, fields in server.client().xrange("agent-stream:key"):
+        server.client().xadd("agent-stream:key", fields)
+    store(conversation, "run", "one two three")
+    assert "".join(chunk.text for chunk in handler.read_stream("key")) == "one two three"
+
+
+def test_what_does_not_belong_into_a_stream_is_passed_over(
+    handler: Any, conversation: DurableAgentState, server: RedisServer
+) -> None:
+    server.client().xadd("agent-stream:key", {"colour": "red", "at": "-1"})
+    handler.announce("key", "run")
+    server.client().xadd("agent-stream:key", {"type": "text", "run": "run", "attempt": "a", "at": "x", "text": "odd"})
+    store(conversation, "run", "right")
+    *_, last = handler.read_stream("key")
+    assert (last.text, last.is_done) == ("right", True)
+
+
+def test_a_stream_keeps_a_bounded_number_of_entries(handler: Any, server: RedisServer) -> None:
+    async def write() -> None:
+        for _ in range(12_000):
+            await handler.on_streaming_response_update(
+                AgentResponseUpdate(contents=[Content.from_text("x")]), context("run")
+            )
+        await handler._sending
+        await handler._writer.aclose()
+
+    asyncio.run(write())
+    assert 10_000 <= server.client().xlen("agent-stream:key") < 10_200
+    assert server.client().memory_usage("agent-stream:key") < 1_500_000
+
+
+def test_updates_are_queued_without_waiting_for_redis(handler: Any, server: RedisServer) -> None:
+    server.process.signal(signal.SIGSTOP)
+
+    async def write() -> float:
+        began = time.monotonic()
+        for _ in range(1000):
+            await handler.on_streaming_response_update(
+                AgentResponseUpdate(contents=[Content.from_text("x")]), context("run")
+            )
+            await asyncio.sleep(0)
+        took = time.monotonic() - began
+        handler._sending.cancel()
+        await handler._writer.aclose()
+        return took
+
+    assert asyncio.run(write()) < 0.5
+    server.process.signal(signal.SIGCONT)
