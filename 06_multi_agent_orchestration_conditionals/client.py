@@ -1,0 +1,81 @@
+"""Has emails judged, and answered or put aside: two made-up ones, or a real one from a file."""
+
+import argparse
+from uuid import uuid4
+
+from email_file import read_email
+from models import Email
+from steps import add_waiting_arguments, announce, result_of, start_or_resume
+from support import UsageError, run, scheduler_client
+
+ORCHESTRATION = "spam_detection_orchestration"
+
+LEGITIMATE = """\
+From: Ada Miller <ada@example.com>
+To: John Smith <john@example.com>
+Subject: Quarterly report
+
+Hi John, I hope you are doing well. Following up on our meeting yesterday about the quarterly report:
+could you please send me the updated figures by Friday? Best regards, Ada"""
+
+SPAM = """\
+From: Prize Office <winner@prizes.example>
+To: John Smith <john@example.com>
+Subject: URGENT: claim your prize
+
+URGENT! You've won $1,000,000! Click here now to claim your prize! Limited time offer! Don't miss out!"""
+
+
+def main() -> None:
+    """Start an orchestration for each email, or find one that was started earlier, and print how each ends."""
+    arguments = parse_arguments()
+    emails = [] if arguments.instance else [email_from(arguments.file)] if arguments.file else made_up_emails()
+    with scheduler_client() as client:
+        # All are started before the first is waited for: they run at the same time, each on its own.
+        inputs = [email.model_dump() for email in emails] or [None]
+        instances = [start_or_resume(client, ORCHESTRATION, input=one, instance=arguments.instance) for one in inputs]
+        for instance in instances:
+            if arguments.no_wait:
+                announce(instance)
+                continue
+            print(f"Orchestration: {instance}", flush=True)
+            state = result_of(client, instance, arguments.timeout)
+            print(f"\n{indented(str((state.get_input() or {}).get('email_content', '')))}\n")
+            print(f"{state.get_output()}\n", flush=True)
+
+
+def made_up_emails() -> list[Email]:
+    """A legitimate and a spam email, under ids of their own in each run: an id that was dealt with is not again."""
+    return [
+        Email(email_id=f"{name}-{uuid4().hex[:6]}", email_content=content)
+        for name, content in (("report", LEGITIMATE), ("prize", SPAM))
+    ]
+
+
+def email_from(path: str) -> Email:
+    """The email in a file, or in standard input. Raises UsageError if there is none."""
+    read = read_email(path)
+    for remark in read.remarks:
+        print(remark, flush=True)
+    return Email(email_id=read.email_id, email_content=read.content)
+
+
+def indented(text: str, most: int = 12) -> str:
+    """The first lines of a text, marked as a quotation."""
+    lines = text.splitlines()
+    return "\n".join([f"  | {line[:110]}".rstrip() for line in lines[:most]] + (["  | …"] if len(lines) > most else []))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line. Raises UsageError where it makes no sense."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", nargs="?", help="an email (.eml), or - for standard input (default: two made-up ones)")
+    add_waiting_arguments(parser)
+    arguments = parser.parse_args()
+    if arguments.instance is not None and arguments.file is not None:
+        raise UsageError("--instance comes back to an email that was handed over: give one or the other.")
+    return arguments
+
+
+if __name__ == "__main__":
+    run(main)

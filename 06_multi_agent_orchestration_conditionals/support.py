@@ -1,0 +1,393 @@
+"""Plumbing: settings, scheduler, model, asking an agent, starting and stopping. The lesson is in the files beside it.
+
+The same file in every sample, so that each folder can be copied out alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import grpc
+from agent_framework import AgentResponse, AgentSession, ChatContext, ChatMiddleware, ChatResponse, Message
+from agent_framework.exceptions import SettingNotFoundError
+from agent_framework_durabletask import (
+    AgentSessionId,
+    DurableAgentExecutor,
+    DurableAgentSession,
+    DurableAgentState,
+    DurableAIAgent,
+    DurableAIAgentClient,
+    RunRequest,
+)
+from azure.core.exceptions import ClientAuthenticationError
+from dotenv import find_dotenv, load_dotenv
+from durabletask.azuremanaged.client import DurableTaskSchedulerClient
+from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
+from durabletask.client import TaskHubGrpcClient
+from durabletask.entities import EntityInstanceId
+from durabletask.worker import ConcurrencyOptions
+
+if TYPE_CHECKING:
+    from agent_framework.openai import OpenAIChatCompletionClient
+
+CONNECT_SECONDS = 5.0  # to reach the scheduler before saying that it is not there
+OUTAGE_SECONDS = 10.0  # how long a client that waits for an answer puts up with a scheduler out of reach
+STOP_SECONDS = 10.0  # what a stopping worker gives the work it has in hand; what it leaves, another worker takes up
+
+log = logging.getLogger("sample")
+
+
+class UsageError(Exception):
+    """A setting or an argument is wrong; the message says which, and what mends it. Exit code 2."""
+
+
+class AgentError(Exception):
+    """An agent or orchestration failed, or did not answer in time; the message says why. Exit code 1."""
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a program: read `.env`, and turn what can go wrong into one line on stderr and an exit code."""
+    load_dotenv(find_dotenv())
+    code = 2
+    try:
+        _configure_logging()
+        main()
+        code = 0
+    except (UsageError, SettingNotFoundError) as error:
+        print(error, file=sys.stderr)
+    except AgentError as error:
+        print(error, file=sys.stderr)
+        code = 1
+    except grpc.RpcError as error:
+        print(_scheduler_problem(error), file=sys.stderr)
+    except ClientAuthenticationError as error:
+        print(f"No Azure identity: run 'az login', or set a key. {error.message.splitlines()[0]}", file=sys.stderr)
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def _configure_logging() -> None:
+    level = setting("LOG_LEVEL").upper()
+    try:
+        logging.basicConfig(level=level or "WARNING", format="%(levelname)s %(name)s: %(message)s")
+    except ValueError:
+        raise UsageError(f"LOG_LEVEL={level} is no level: use DEBUG, INFO, WARNING or ERROR.") from None
+    if not level:  # the SDKs log a traceback where this file says in one line what went wrong
+        logging.getLogger("agent_framework").setLevel(logging.CRITICAL)
+        logging.getLogger("azure").setLevel(logging.CRITICAL)
+        logging.getLogger("durabletask").addFilter(_first_line_only)
+
+
+def _first_line_only(record: logging.LogRecord) -> bool:
+    record.msg, record.args, record.exc_info = record.getMessage().partition("\n")[0], None, None
+    return True
+
+
+def setting(name: str, default: str = "") -> str:
+    """An environment variable; one that is set to nothing counts as not set."""
+    return os.environ.get(name, "").strip() or default
+
+
+# Scheduler -------------------------------------------------------------------------------------------------------
+
+
+def _scheduler() -> dict[str, Any]:
+    """Where the scheduler is, and who we are to it: what its client and its worker take alike."""
+    endpoint = setting("ENDPOINT", "http://localhost:8080")
+    if not endpoint.startswith(("http://", "https://")):
+        raise UsageError(f"ENDPOINT={endpoint} must start with http:// (emulator, local) or https:// (Azure).")
+    secure = endpoint.startswith("https://")
+    return {
+        "host_address": endpoint.rstrip("/"),
+        "taskhub": setting("TASKHUB", "default"),
+        "secure_channel": secure,
+        "token_credential": _azure_credential() if secure else None,
+        "logger": logging.getLogger("durabletask"),  # without it, the SDK attaches a log handler of its own
+    }
+
+
+def _azure_credential() -> Any:
+    from azure.identity import DefaultAzureCredential  # a fifth of a second, and not needed locally
+
+    return DefaultAzureCredential()
+
+
+def scheduler_client() -> DurableTaskSchedulerClient:
+    """A client of the scheduler, after a look whether it is there and lets us in.
+
+    Raises:
+        UsageError: nothing that speaks gRPC listens at ENDPOINT.
+        grpc.RpcError: it refuses us, or is not a scheduler.
+    """
+    scheduler = _scheduler()
+    scheme, _, host = scheduler["host_address"].partition("://")
+    secure = scheme == "https"
+    with grpc.secure_channel(host, grpc.ssl_channel_credentials()) if secure else grpc.insecure_channel(host) as probe:
+        try:
+            grpc.channel_ready_future(probe).result(timeout=CONNECT_SECONDS)
+        except grpc.FutureTimeoutError:
+            raise UsageError(_unreachable()) from None
+    client = DurableTaskSchedulerClient(**scheduler)
+    client.get_orchestration_state("is-anybody-there", fetch_payloads=False)
+    return client
+
+
+def _unreachable() -> str:
+    return (
+        f"The scheduler at {setting('ENDPOINT', 'http://localhost:8080')} does not answer. Set ENDPOINT, or start one: "
+        "'python3 run.py up' or 'docker compose up -d' in the collection's folder."
+    )
+
+
+def _scheduler_problem(error: grpc.RpcError) -> str:
+    """What a failed call to the scheduler means for the person who sees it."""
+    code, details = (error.code(), error.details()) if isinstance(error, grpc.Call) else (None, str(error))
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return _unreachable()
+    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        return (
+            f"The scheduler refuses this identity: {details}. Run 'az login', and give it the role "
+            f"'Durable Task Data Contributor' on task hub '{setting('TASKHUB', 'default')}'."
+        )
+    return f"The scheduler refuses the call ({code.name if code else 'no status'}): {details}"
+
+
+def scheduler_worker() -> DurableTaskSchedulerWorker:
+    """A worker to register agents, orchestrations and activities with, and then to hand to `serve`."""
+    worker = DurableTaskSchedulerWorker(
+        **_scheduler(),
+        # An agent call holds a thread as long as its model takes to answer, and by default there are processors + 4
+        # of them: six calls at a time on two cores. Threads that wait cost next to nothing.
+        concurrency_options=ConcurrencyOptions(maximum_thread_pool_workers=256),
+    )
+    # Take only work that is registered here. Without this, a forgotten worker of another sample would be sent this
+    # one's orchestrations, and fail them as unknown.
+    worker.use_work_item_filters()
+    return worker
+
+
+@contextmanager
+def running(worker: DurableTaskSchedulerWorker) -> Iterator[None]:
+    """Run the worker beside the body of the `with`; at its end, wait a bounded time for what is in hand."""
+    scheduler_client().close()  # says now, in one line, what the worker would log for ever
+    worker.start()
+    try:
+        yield
+    finally:
+        logging.getLogger("durabletask").setLevel(logging.CRITICAL)  # it warns of the stream that is ended on purpose
+        stopping = threading.Thread(target=worker.stop, daemon=True)
+        stopping.start()
+        stopping.join(STOP_SECONDS)
+        if stopping.is_alive():  # its threads would hold the process; the scheduler gives their work to another worker
+            sys.stdout.flush()
+            os._exit(0)
+
+
+def serve(worker: DurableTaskSchedulerWorker) -> None:
+    """Run the worker until SIGINT (Ctrl-C) or SIGTERM."""
+    stopped: SimpleQueue[int] = SimpleQueue()  # takes what a signal handler puts in at any moment; an Event may not
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: stopped.put(number))
+    print(f"Model: {model_in_use()}", flush=True)
+    with running(worker):
+        print(
+            f"Worker ready: task hub {setting('TASKHUB', 'default')}, process {os.getpid()}. Ctrl-C stops it.",
+            flush=True,
+        )
+        while True:
+            with suppress(Empty):  # in slices: on Windows an endless wait would not hear Ctrl-C
+                stopped.get(timeout=1.0)
+                return
+
+
+# Model -----------------------------------------------------------------------------------------------------------
+
+
+def chat_client() -> OpenAIChatCompletionClient:
+    """The model that the environment names: Azure OpenAI, else any server that speaks OpenAI's protocol.
+
+    Raises:
+        UsageError: the environment names none, or not all of it.
+    """
+    from agent_framework.openai import OpenAIChatCompletionClient  # half a second, which a client need not spend
+
+    if endpoint := setting("AZURE_OPENAI_ENDPOINT"):
+        if not (deployment := setting("AZURE_OPENAI_CHAT_DEPLOYMENT_NAME")):
+            raise UsageError("AZURE_OPENAI_CHAT_DEPLOYMENT_NAME is not set: which deployment of AZURE_OPENAI_ENDPOINT?")
+        key = setting("AZURE_OPENAI_API_KEY")
+        return OpenAIChatCompletionClient(
+            deployment,
+            azure_endpoint=endpoint,
+            api_key=key or None,
+            credential=None if key else _azure_credential(),
+            middleware=[ModelErrors()],
+        )
+    if key := setting("OPENAI_API_KEY"):
+        if not (model := setting("OPENAI_MODEL")):
+            raise UsageError("OPENAI_MODEL is not set: which model is OPENAI_API_KEY to use?")
+        url = setting("OPENAI_BASE_URL") or None
+        return OpenAIChatCompletionClient(model, api_key=key, base_url=url, middleware=[ModelErrors()])
+    raise UsageError(
+        "No model is set: set AZURE_OPENAI_ENDPOINT and AZURE_OPENAI_CHAT_DEPLOYMENT_NAME, or OPENAI_API_KEY and "
+        "OPENAI_MODEL. 'python3 run.py up' in the collection's folder starts one that needs no account."
+    )
+
+
+def model_in_use() -> str:
+    """The model that `chat_client` talks to, for a person to read."""
+    if endpoint := setting("AZURE_OPENAI_ENDPOINT"):
+        return f"{setting('AZURE_OPENAI_CHAT_DEPLOYMENT_NAME')} at {endpoint}"
+    return f"{setting('OPENAI_MODEL')} at {setting('OPENAI_BASE_URL', 'OpenAI')}"
+
+
+class ModelRejected(Exception):
+    """The model will not take this request, however often it is asked: key, deployment, parameter or content."""
+
+
+class ModelFailed(Exception):
+    """The model did not answer this time: too busy, broken, out of reach, or cut off half way. Worth a retry."""
+
+
+class ModelErrors(ChatMiddleware):
+    """Sorts what goes wrong with a model into the two kinds above, with the model's own words.
+
+    The agent runtime stores such an error as the answer; its `error_code` is the name of the exception.
+    """
+
+    async def process(self, context: ChatContext, call_next: Callable[[], Awaitable[None]]) -> None:
+        context.stream_result_hooks.append(_require_whole_answer)
+        try:
+            await call_next()
+        except Exception as error:
+            problem = _model_problem(error)
+            log.warning("%s", problem)
+            raise problem from error
+        if isinstance(context.result, ChatResponse):
+            _require_whole_answer(context.result)
+
+
+def _require_whole_answer(response: ChatResponse) -> None:
+    # A stream that ends early looks like an answer to the SDK. Raised here, the runtime asks again, without streaming.
+    if response.finish_reason is None:
+        raise ModelFailed("The model's answer was cut off half way.")
+    if response.finish_reason == "content_filter":
+        raise ModelRejected("The model's content filter withheld the answer.")
+
+
+def _model_problem(error: Exception) -> Exception:
+    cause = error.__cause__ or error
+    if isinstance(cause, ClientAuthenticationError):
+        why = cause.message.partition("\n")[0]
+        return ModelRejected(f"No Azure identity for the model: run 'az login', or set AZURE_OPENAI_API_KEY. {why}")
+    status, body = getattr(cause, "status_code", None), getattr(cause, "body", None)
+    words = str(body.get("message") or cause) if isinstance(body, dict) else str(cause)
+    if status in (400, 401, 403, 404, 422):
+        return ModelRejected(f"The model rejects the request ({status}): {words}")
+    return ModelFailed(f"The model failed ({status or type(cause).__name__}): {words} [{model_in_use()}]")
+
+
+# Asking an agent from a client -----------------------------------------------------------------------------------
+
+
+def agent_client(agent_names: Collection[str], timeout: float = 120.0) -> AgentClient:
+    """The package's client of durable agents, quick to see an answer, and plain about why there is none.
+
+    Args:
+        agent_names: the agents that the sample's worker hosts; `get_agent` refuses any other at once.
+        timeout: seconds to wait for an answer.
+    """
+    return AgentClient(scheduler_client(), agent_names, timeout)
+
+
+class AgentClient(DurableAIAgentClient):
+    """DurableAIAgentClient with the executor below. In its stead, the plain class works with the same client.py."""
+
+    def __init__(self, client: TaskHubGrpcClient, agent_names: Collection[str], timeout: float) -> None:
+        super().__init__(client)
+        self._names = agent_names
+        self._asking = _AskingExecutor(client, timeout)
+
+    def get_agent(self, agent_name: str) -> DurableAIAgent[AgentResponse]:
+        """The agent of that name, to `run` with a message. Raises UsageError if this sample has no such agent."""
+        if agent_name not in self._names:
+            raise UsageError(f"There is no agent '{agent_name}' here; there are: {', '.join(self._names)}.")
+        return DurableAIAgent(self._asking, agent_name)
+
+    def stored_conversation(self, session: DurableAgentSession) -> DurableAgentState:
+        """All that was said in a conversation so far; empty if it has not begun."""
+        assert session.durable_session_id is not None
+        return self._asking.stored_conversation(session.durable_session_id)
+
+
+class _AskingExecutor(DurableAgentExecutor[AgentResponse]):
+    """How `agent.run(…)` in a client asks: signal the agent's entity, look for the answer until it is there.
+
+    `run` raises AgentError where the package would hand back an answer with an empty text: when the agent failed, and
+    when it did not answer in time. With `options={"wait_for_response": False}` it returns at once, and the
+    `response_id` of what it returns is the correlation id by which the answer can be found in the conversation.
+    """
+
+    def __init__(self, client: TaskHubGrpcClient, timeout: float) -> None:
+        self._client = client
+        self._timeout = timeout
+
+    def run_durable_agent(
+        self, agent_name: str, run_request: RunRequest, session: AgentSession | None = None
+    ) -> AgentResponse:
+        session_id = session.durable_session_id if isinstance(session, DurableAgentSession) else None
+        session_id = session_id or AgentSessionId.with_random_key(agent_name)
+        self._client.signal_entity(_entity_id(session_id), "run", run_request.to_dict())
+        if run_request.wait_for_response:
+            return self._wait(session_id, run_request.correlation_id)
+        return AgentResponse(messages=[Message("system", ["accepted"])], response_id=run_request.correlation_id)
+
+    def _wait(self, session_id: AgentSessionId, correlation_id: str) -> AgentResponse:
+        """Look often at first, for a quick model, and then ever less, up to four times a second."""
+        deadline = time.monotonic() + self._timeout
+        last_contact, pause = time.monotonic(), 0.002
+        while time.monotonic() < deadline:
+            try:
+                answer = self.stored_conversation(session_id).try_get_agent_response(correlation_id)
+                last_contact = time.monotonic()
+            except grpc.RpcError as error:
+                out_of_reach = isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNAVAILABLE
+                if not out_of_reach or time.monotonic() - last_contact > OUTAGE_SECONDS:
+                    raise
+                answer = None
+            if answer:
+                return require_answer(answer)
+            time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
+            pause = min(pause * 1.1, 0.25)
+        raise AgentError(
+            f"No answer from {session_id.name} within {self._timeout:g} s. Is its worker running (python worker.py)? "
+            f"The question is kept, and answered when one is: see conversation {session_id.key}."
+        )
+
+    def stored_conversation(self, session_id: AgentSessionId) -> DurableAgentState:
+        """The conversation as the scheduler stores it."""
+        entity = self._client.get_entity(_entity_id(session_id), include_state=True)
+        state = entity.get_state() if entity else None
+        return DurableAgentState.from_json(state) if state else DurableAgentState()
+
+
+def _entity_id(session_id: AgentSessionId) -> EntityInstanceId:
+    return EntityInstanceId(session_id.entity_name, session_id.key)
+
+
+def require_answer(response: AgentResponse) -> AgentResponse:
+    """The response itself, if it is one. Raises AgentError with the agent's message if it stands for a failure."""
+    for message in response.messages:
+        for content in message.contents:
+            if content.type == "error":
+                raise AgentError(content.message or "The agent failed without a message.")
+    return response

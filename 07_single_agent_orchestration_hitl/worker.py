@@ -1,0 +1,44 @@
+"""Waits for people. An agent drafts, a person approves or rejects, and no process has to live while they think."""
+
+from typing import Any
+
+from activities import notify_user_for_approval, publish_content
+from agent_framework import Agent
+from agent_framework_durabletask import DurableAIAgentWorker
+from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
+from models import Draft
+from orchestration import content_generation_hitl_orchestration
+from support import chat_client, run, scheduler_worker, serve
+
+INSTRUCTIONS = """\
+You write short, well-structured articles for a general audience: a title, and the content in a few paragraphs.
+When you are given an article and a reviewer's feedback, revise it by the feedback, and keep what is not criticized."""
+
+
+def create_writer() -> Agent[Any]:
+    """An ordinary agent, which answers with a Draft; it does not know that a person will judge it."""
+    return Agent[Any](
+        chat_client(),
+        name="WriterAgent",
+        instructions=INSTRUCTIONS,
+        default_options={"response_format": Draft},
+    )
+
+
+def create_worker() -> DurableTaskSchedulerWorker:
+    """A worker that hosts the agent, the orchestration that waits for people, and the two activities that act."""
+    worker = scheduler_worker()
+    DurableAIAgentWorker(worker).add_agent(create_writer())
+    worker.add_orchestrator(content_generation_hitl_orchestration)
+    worker.add_activity(notify_user_for_approval)
+    worker.add_activity(publish_content)
+    return worker
+
+
+def main() -> None:
+    """Serve until Ctrl-C."""
+    serve(create_worker())
+
+
+if __name__ == "__main__":
+    run(main)
