@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from local_services.addresses import (
+    DASHBOARD,
     OFFLINE_MODEL,
     ROOT,
     SCHEDULER,
@@ -109,7 +110,9 @@ def lesson(sample: Path) -> str:
     return " ".join(text.split()).partition(". ")[0].rstrip(".")
 
 
-def run_sample(supervisor: Supervisor, sample: Path, arguments: list[str], stdin: int | None = None) -> int:
+def run_sample(
+    supervisor: Supervisor, sample: Path, arguments: list[str], stdin: int | None = None, dashboard: bool = True
+) -> int:
     """Run worker and client, and the services that they lack, until the client ends; returns its exit code."""
     env = environment(sample)
     users_folder = os.environ.get("RUN_FROM") or os.getcwd()
@@ -121,19 +124,30 @@ def run_sample(supervisor: Supervisor, sample: Path, arguments: list[str], stdin
         needed = services_for(sample)
         ports = {service: port for service in needed if (port := port_to_start(service, env)) is not None}
         started = supervisor.start_services(ports)
-        tell_addresses(needed, started, env)
-        env = settings(sample, env, started)
-        worker = supervisor.start_worker(sample, env)
+        env_of_run = settings(sample, env, started)
+        beside = {DASHBOARD: start_dashboard(supervisor, DASHBOARD.port, env_of_run)} if dashboard else {}
+        tell_addresses(needed, started | beside, env)
+        worker = supervisor.start_worker(sample, env_of_run)
         if not worker.ready:
             note(f"The worker did not start{worker.how_it_ended}.")
             return shell_code(worker.exit_code) or 1
-        code = supervisor.run_client(sample, arguments, users_folder, env, stdin)
+        code = supervisor.run_client(sample, arguments, users_folder, env_of_run, stdin)
     finally:
         # What the worker has in hand ends with a scheduler of this run anyway.
         supervisor.stop(hurry=SCHEDULER in started)
     if SCHEDULER in started:
         note("The scheduler of this run has ended, and its conversations with it. `python3 run.py up` keeps one.")
     return code
+
+
+def start_dashboard(supervisor: Supervisor, preferred_port: int, env: dict[str, str]) -> str:
+    """Start the dashboard of this environment's scheduler and task hub, on another port if that is in use."""
+    number = preferred_port
+    if not number or is_taken(number):
+        with socket.socket() as free:
+            free.bind((HOST, 0))
+            number = free.getsockname()[1]
+    return supervisor.start_beside(DASHBOARD, number, env)
 
 
 def tell_addresses(needed: list[Service], started: dict[Service, str], env: dict[str, str]) -> None:
@@ -159,7 +173,7 @@ def run_all(supervisor: Supervisor) -> int:
             note(f"\n== {sample.name}")
             began = time.monotonic()
             try:
-                code = run_sample(supervisor, sample, [], stdin=subprocess.DEVNULL)
+                code = run_sample(supervisor, sample, [], stdin=subprocess.DEVNULL, dashboard=False)
             except CannotRun as problem:
                 note(str(problem))
                 code = 2
@@ -178,11 +192,11 @@ def run_all(supervisor: Supervisor) -> int:
 def up(supervisor: Supervisor, arguments: list[str]) -> int:
     """Run the local services until a signal comes; 1 if one of them ends by itself."""
     parser = argparse.ArgumentParser(prog="run.py up", description="Run the local services until Ctrl-C.")
-    for service in SERVICES:
+    for service in (*SERVICES, DASHBOARD):
         option = f"--{service.name}-port"
         parser.add_argument(option, type=port, default=service.port, help="0: any free one (default: %(default)s)")
     options = vars(parser.parse_args(arguments))
-    ports = {service: options[f"{service.name}_port"] for service in SERVICES}
+    ports = {service: options[f"{service.name}_port"] for service in (*SERVICES, DASHBOARD)}
     for service, number in ports.items():
         if is_taken(number):
             raise CannotRun(
@@ -190,12 +204,15 @@ def up(supervisor: Supervisor, arguments: list[str]) -> int:
                 f"Stop what listens there, or choose another: --{service.name}-port"
             )
 
-    print(directions(supervisor.start_services(ports)), flush=True)
+    dashboard_port = ports.pop(DASHBOARD)
+    started = supervisor.start_services(ports)
+    env = {**os.environ, SCHEDULER.variable: started[SCHEDULER]}
+    print(directions(started, start_dashboard(supervisor, dashboard_port, env)), flush=True)
     supervisor.wait()
     return 1
 
 
-def directions(addresses: dict[Service, str]) -> str:
+def directions(addresses: dict[Service, str], dashboard: str) -> str:
     """The addresses, and what to type in two terminals to use them."""
     variables = {service.variable: address for service, address in addresses.items()} | OFFLINE_MODEL
     if sys.platform == "win32":
@@ -206,6 +223,7 @@ def directions(addresses: dict[Service, str]) -> str:
     return "\n".join(
         [
             *(f"{service.name:11}{address}{remark(service)}" for service, address in addresses.items()),
+            f"{DASHBOARD.name:11}{dashboard}",
             "\nTo use them, in each of two terminals in this folder:",
             *(f"  {line}" for line in lines),
             *(["(Instead of the settings, .env.example can be copied to .env, once.)"] if as_in_example else []),

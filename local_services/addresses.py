@@ -23,7 +23,7 @@ class Service:
     name: str  # as its ready line says it
     module: str  # of local_services
     port: int  # that of the real one
-    variable: str  # holds its address
+    variable: str  # holds its address, for the samples
     remark: str = ""
 
 
@@ -31,6 +31,7 @@ SCHEDULER = Service("scheduler", "scheduler", 8080, "ENDPOINT", "state in memory
 MODEL = Service("model", "model", 8081, "AZURE_OPENAI_ENDPOINT", "offline")
 REDIS = Service("redis", "redis_server", 6379, "REDIS_CONNECTION_STRING")
 SERVICES = (SCHEDULER, MODEL, REDIS)
+DASHBOARD = Service("dashboard", "dashboard", 8082, "")  # no sample needs it: it only looks on
 
 OFFLINE_MODEL = {"AZURE_OPENAI_CHAT_DEPLOYMENT_NAME": "offline-model", "AZURE_OPENAI_API_KEY": "local"}
 

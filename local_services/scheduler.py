@@ -37,8 +37,15 @@ PAYLOAD_LIMIT = 1024 * 1024
 MESSAGE_LIMIT = 4 * 1024 * 1024
 """Bytes: a gRPC client with default options, as the SDK's workers are, receives no larger message."""
 
+PING_SECONDS = 20.0
+"""After so long without work a stream is sent a ping, as DTS does: a worker that hears nothing for 120 s reconnects."""
+
 _SLICE_SECONDS = 5.0  # how often a waiting call looks whether its instance and its caller are still there
 _caller = threading.local()  # the gRPC context of the call that the current thread serves
+
+
+class _NothingToSend(BaseException):
+    """Leaves the SDK's loop that looks for work; it catches every Exception."""
 
 
 class _Bell(threading.Event):
@@ -64,6 +71,8 @@ class _Bell(threading.Event):
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until the next ring, or ten times as long as the SDK's backend looks: an idle stream takes no CPU."""
+        if time.monotonic() - _caller.sent_at > PING_SECONDS:
+            raise _NothingToSend
         with self._rung:
             patience = 10 * timeout if timeout else None
             return self._rung.wait_for(lambda: self._rings != getattr(self._heard, "rings", -1), patience)
@@ -92,10 +101,17 @@ class TaskHub(InMemoryOrchestrationBackend):
     def GetWorkItems(self, request: pb.GetWorkItemsRequest, context: grpc.ServicerContext) -> Iterator[pb.WorkItem]:
         """Stream work to a worker; when the stream ends, what it left undone goes to another."""
         context.add_callback(self._work_available.set)  # wakes the loop below, so that it sees its stream has ended
+        _caller.sent_at = time.monotonic()
         try:
-            for item in super().GetWorkItems(request, context):
-                if self._deliver(item, context):
-                    yield item
+            while context.is_active() and not self._shutdown_event.is_set():
+                try:
+                    for item in super().GetWorkItems(request, context):
+                        if self._deliver(item, context):
+                            yield item
+                            _caller.sent_at = time.monotonic()
+                except _NothingToSend:
+                    yield pb.WorkItem(healthPing=pb.HealthPing())
+                    _caller.sent_at = time.monotonic()
         finally:
             with self._lock:
                 for token in [t for t, delivery in self._deliveries.items() if delivery.stream is context]:

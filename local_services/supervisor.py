@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from local_services.addresses import ROOT, CannotRun, Service
+from local_services.service import HOST
 
 READY_SECONDS = 60.0
 LAST_WORD_SECONDS = 3.0  # for a client after Ctrl-C: it may want to say how to come back
@@ -61,6 +62,7 @@ class Process:
     ready: str = ""  # its ready line, once it came
     exit_code: int | None = None
     asked_to_end: bool = False
+    needed: bool = True  # the rest cannot go on without it
 
     def ask_to_end(self) -> None:
         """Ask it to end: a service by the end of its input, everything else by a signal."""
@@ -114,22 +116,17 @@ class Supervisor:
 
         Raises CannotRun if one does not start.
         """
-        processes = {
-            service: self._start(
-                "service",
-                service.name,
-                [sys.executable, "-m", f"local_services.{service.module}", "--port", str(port), "--supervised"],
-                cwd=ROOT,
-                env=dict(os.environ),
-                stdin=subprocess.PIPE,
-            )
-            for service, port in ports.items()
-        }
+        processes = {service: self._start_service(service, port, dict(os.environ)) for service, port in ports.items()}
         for process in processes.values():
             self._wait_until(lambda p=process: bool(p.ready) or p.exit_code is not None, READY_SECONDS)
             if not process.ready:
                 raise CannotRun(f"The local {process.name} did not start{process.how_it_ended}.")
         return {service: process.ready.partition(": ")[2] for service, process in processes.items()}
+
+    def start_beside(self, service: Service, port: int, env: dict[str, str]) -> str:
+        """Start a service on this port that nothing waits for, and that may fail; returns its address."""
+        self._start_service(service, port, env).needed = False
+        return f"http://{HOST}:{port}"
 
     def start_worker(self, sample: Path, env: dict[str, str]) -> Process:
         """Start the sample's worker and wait until it is ready, or has ended instead."""
@@ -153,7 +150,7 @@ class Supervisor:
 
     def wait(self) -> None:
         """Pass on what the processes say, until a signal comes or one of them ends."""
-        self._wait_until(lambda: any(process.exit_code is not None for process in self._processes))
+        self._wait_until(lambda: any(process.needed and process.exit_code is not None for process in self._processes))
 
     def stop(self, hurry: bool = False) -> None:
         """End all processes, the client first and the services last.
@@ -170,6 +167,10 @@ class Supervisor:
                 for process in running:
                     process.kill()
         self._processes.clear()
+
+    def _start_service(self, service: Service, port: int, env: dict[str, str]) -> Process:
+        command = [sys.executable, "-m", f"local_services.{service.module}", "--port", str(port), "--supervised"]
+        return self._start("service", service.name, command, cwd=ROOT, env=env, stdin=subprocess.PIPE)
 
     def _start(self, kind: Kind, name: str, command: list[str], *, env: dict[str, str], **options: Any) -> Process:
         # In a group of its own: the terminal's Ctrl-C is for the client, the rest ends in order after it.
@@ -229,7 +230,7 @@ class Supervisor:
         process, line = event
         if line is None:
             process.exit_code = process.popen.returncode
-            if process.ready and not process.asked_to_end:
+            if (process.ready or not process.needed) and not process.asked_to_end:
                 note(f"The {process.name} has ended{process.how_it_ended}.")
         elif process.kind == "service" and line.startswith(f"{process.name} ready: "):
             process.ready = line

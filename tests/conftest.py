@@ -18,6 +18,10 @@ import pytest
 from scripted_model import ScriptedModel
 
 ROOT = Path(__file__).parent.parent
+
+# A shell that runs the tests in the background has them ignore SIGINT, and whatever they start would ignore it too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 PATIENCE = 60.0  # seconds until a condition that should come true is given up: far more than it takes
 
 # Set to nothing and not removed: a reader's .env would fill in what is missing, and a test could reach a paid model.

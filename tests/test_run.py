@@ -69,6 +69,7 @@ class Project:
         shutil.copytree(ROOT / "local_services", root / "local_services", ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("scheduler", "model"):
             self.write(f"local_services/{name}.py", SERVICE.format(name=name))
+        self.write("local_services/dashboard/__main__.py", SERVICE.format(name="dashboard"))
 
     def write(self, path: str, text: str) -> Path:
         """Write one of its files."""
@@ -163,9 +164,9 @@ def test_stdout_is_the_clients_and_stderr_tells_the_rest(project: Project, tmp_p
     command = project.run("01", "two words", "--option", RUN_FROM=str(tmp_path))
     assert command.popen.returncode == 0
     assert command.output == f"client ['two words', '--option'] in {tmp_path} reads ''\n"
-    scheduler, model = re.findall(r"(http://127\.0\.0\.1:\d+)", command.err[0])
+    scheduler, model, dashboard = re.findall(r"(http://127\.0\.0\.1:\d+)", command.err[0])
     assert command.errors.splitlines() == [
-        f"Started scheduler {scheduler} (state in memory) · model {model} (offline)",
+        f"Started scheduler {scheduler} (state in memory) · model {model} (offline) · dashboard {dashboard}",
         f"worker │ ENDPOINT {scheduler}",
         "worker │ TASKHUB 01_first",
         f"worker │ AZURE_OPENAI_ENDPOINT {model}",
@@ -363,7 +364,7 @@ def test_all_runs_every_sample_and_sums_up(project: Project) -> None:
 
 # The services alone ----------------------------------------------------------------------------------------------
 
-ANY_PORTS = ["--scheduler-port", "0", "--model-port", "0", "--redis-port", "0"]
+ANY_PORTS = ["--scheduler-port", "0", "--model-port", "0", "--redis-port", "0", "--dashboard-port", "0"]
 
 
 def test_up_says_how_to_reach_the_services_until_interrupted(project: Project) -> None:
@@ -397,6 +398,35 @@ def test_up_refuses_wrong_options(project: Project, arguments: list[str]) -> Non
     command = project.run("up", *arguments)
     assert command.popen.returncode == 2
     assert arguments[0] in command.errors
+
+
+LOOKS_ON = """
+import os, sys
+print(os.environ.get("ENDPOINT"), os.environ.get("TASKHUB"), sys.argv[2], flush=True)
+"""
+
+
+def test_the_dashboard_looks_at_the_samples_hub(project: Project) -> None:
+    project.add_sample("01_first")
+    project.write("local_services/dashboard/__main__.py", LOOKS_ON + "sys.stdin.read()")
+    command = project.run("01")
+    scheduler, _, dashboard = re.findall(r"(http://127\.0\.0\.1:\d+)", command.err[0])
+    assert f"dashboard │ {scheduler} 01_first {dashboard.rpartition(':')[2]}\n" in command.errors
+
+
+def test_a_dashboard_that_fails_fails_nothing_else(project: Project) -> None:
+    project.add_sample("01_first")
+    project.write("local_services/dashboard/__main__.py", LOOKS_ON + "sys.exit('no reason')")
+    command = project.run("01")
+    assert command.popen.returncode == 0
+    assert command.output.startswith("client")
+    assert "dashboard │ no reason\n" in command.errors
+    up = project.start("up", *ANY_PORTS)
+    eventually(lambda: "The dashboard has ended (exit code 1).\n" in up.errors, "the news of the dashboard")
+    with socket.create_connection(("127.0.0.1", int(up.wait_for(r"model +http://127\.0\.0\.1:(\d+)")[1]))):
+        pass
+    up.signal(signal.SIGINT)
+    assert up.wait() == 130
 
 
 def test_up_ends_when_a_service_breaks_down(project: Project) -> None:

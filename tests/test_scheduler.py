@@ -14,6 +14,8 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import durabletask.internal.orchestrator_service_pb2 as pb
+import durabletask.internal.orchestrator_service_pb2_grpc as stubs
 import grpc
 import pytest
 from conftest import Process, Start, clean_environment, eventually
@@ -401,6 +403,15 @@ def test_a_history_that_no_worker_can_receive_fails_its_instance(
     assert state.runtime_status.name == "FAILED"
     assert state.failure_details
     assert "a worker receives 4,194,304 at most" in state.failure_details.message
+
+
+def test_a_worker_without_work_is_sent_a_ping(scheduler: str, hub: str) -> None:
+    with grpc.insecure_channel(scheduler.removeprefix("http://")) as channel:
+        stream = stubs.TaskHubSidecarServiceStub(channel).GetWorkItems(
+            pb.GetWorkItemsRequest(), metadata=[("taskhub", hub)]
+        )
+        assert [next(stream).HasField("healthPing") for _ in range(2)] == [True, True]
+        stream.cancel()
 
 
 # The process ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,68 @@
+"""A draft that waits for a person, as sample 07 announces it in the custom status of its orchestration."""
+
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from local_services.dashboard.words import parsed, parsed_time
+
+EVENT = "HumanApproval"
+MARK = "Requesting human feedback"
+FEEDBACK_LIMIT = 20_000  # characters; sample 07 takes no more
+
+
+@dataclass(frozen=True)
+class Approval:
+    """What waits for a decision."""
+
+    headline: str
+    title: str = ""
+    draft: str = ""
+    attempt: int | None = None
+    deadline: datetime | None = None
+    ignored: str = ""  # why the decision before did not count
+
+    def decision(self, approved: bool, feedback: str) -> dict[str, Any]:
+        """The payload of the event. It names the draft that was seen, so that it cannot count for a later one."""
+        numbered = {} if self.attempt is None else {"attempt": self.attempt, "decision_id": uuid.uuid4().hex}
+        return {"approved": approved, "feedback": feedback, **numbered}
+
+
+def waiting(custom_status: str | None) -> Approval | None:
+    """The draft in a custom status: a first line that begins with the mark, and then JSON about the draft, if any."""
+    headline, about = _read(custom_status)
+    if not headline.startswith(MARK):
+        return None
+    draft = about.get("draft")
+    title, content = (draft.get("title"), draft.get("content")) if isinstance(draft, dict) else ("", draft)
+    attempt = about.get("attempt")
+    return Approval(
+        headline,
+        title=str(title or ""),
+        draft=str(content or ""),
+        attempt=attempt if isinstance(attempt, int) else None,
+        deadline=parsed_time(about.get("deadline")),
+        ignored=str(_last_decision(about).get("ignored") or ""),
+    )
+
+
+def outcome(custom_status: str | None, decision_id: str) -> str | None:
+    """What became of a decision that was sent; None while that is not known."""
+    _, about = _read(custom_status)
+    if decision_id in (about.get("counted") or []):
+        return "The decision counts."
+    last = _last_decision(about)
+    return f"The decision does not count. {last.get('ignored')}" if last.get("decision_id") == decision_id else None
+
+
+def _read(custom_status: str | None) -> tuple[str, dict[str, Any]]:
+    text = parsed(custom_status)
+    headline, _, rest = text.partition("\n") if isinstance(text, str) else ("", "", "")
+    about = parsed(rest)
+    return headline, about if isinstance(about, dict) else {"draft": rest.strip()}
+
+
+def _last_decision(about: dict[str, Any]) -> dict[str, Any]:
+    last = about.get("last_decision")
+    return last if isinstance(last, dict) else {}
