@@ -339,7 +339,7 @@ def chunks(answer: Answer, with_usage: bool) -> Iterator[ChatCompletionChunk]:
 
 def main() -> None:
     parser = service_arguments(__doc__, default_port=8081)
-    for name, default in (("first-token", "0.25"), ("token", "0.015")):
+    for name, default in (("first-token", "0.15"), ("token", "0.008")):
         setting = f"OFFLINE_MODEL_{name.upper().replace('-', '_')}_SECONDS"
         parser.add_argument(
             f"--{name}-delay",
