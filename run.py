@@ -17,9 +17,12 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+CONSTRAINTS = ROOT / "constraints.txt"
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
@@ -51,23 +54,61 @@ def prepare(group):
     """Bring .venv to what the samples and this dependency group ask for; return at once if it is there already."""
     requirements = sorted(ROOT.glob("[0-9][0-9]_*/requirements.txt"))
     wanted = hashlib.sha256(str(sys.version_info[:2]).encode())
-    for file in requirements + [ROOT / "pyproject.toml"]:
+    for file in requirements + [ROOT / "pyproject.toml", CONSTRAINTS]:
         wanted.update(file.read_bytes())
     stamp = VENV / ("installed-" + group)
-    if PYTHON.exists() and stamp.exists() and stamp.read_text() == wanted.hexdigest():
-        return
 
+    def is_there():
+        return PYTHON.exists() and stamp.exists() and stamp.read_text() == wanted.hexdigest()
+
+    if is_there():
+        return
+    with only_installer():
+        if not is_there():  # the one that this waited for may have brought it
+            install([part for file in requirements for part in ("-r", str(file))] + ["--group", group])
+            stamp.write_text(wanted.hexdigest())
+
+
+def install(what):
     uv = shutil.which("uv")
     if not venv_works():
         make_venv(uv)
-    what = [part for file in requirements for part in ("-r", str(file))] + ["--group", group]
+    pinned = ["-c", str(CONSTRAINTS)]
     if uv:
-        run("Installing what the samples need, with uv", [uv, "pip", "install", "--python", str(PYTHON)] + what)
+        pip = [uv, "pip", "install", "--python", str(PYTHON)] + pinned
+        run("Installing what the samples need, with uv", pip + what)
     else:
-        pip = [str(PYTHON), "-m", "pip", "install"]
-        run("Bringing pip up to date", pip + ["pip>=25.1"])  # the first that knows --group
+        pip = [str(PYTHON), "-m", "pip", "install"] + pinned
+        run("Bringing pip up to date", pip + ["pip"])  # an old one does not know --group
         run("Installing what the samples need (once, less than a minute)", pip + what)
-    stamp.write_text(wanted.hexdigest())
+
+
+@contextmanager
+def only_installer():
+    """Wait until no other run.py installs. The lock ends with this process and its installer, however they end."""
+    with open(__file__, "rb") as file:
+        os.set_inheritable(file.fileno(), True)  # an installer whose run.py was killed is still one
+        if not locked(file):
+            sys.stderr.write("Another run.py is installing; waiting for it ...\n")
+            while not locked(file):
+                time.sleep(0.1)
+        yield
+
+
+def locked(file):
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            file.seek(1 << 30)  # what is locked there cannot be read: not the program itself
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def venv_works():
@@ -95,7 +136,9 @@ def run(doing, command):
     sys.stderr.write(doing + " ...\n")
     quiet = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_USER="0", PYTHONUTF8="1")
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(command, cwd=str(ROOT), env=quiet, stdout=subprocess.PIPE, stderr=errors)
+        process = subprocess.Popen(
+            command, cwd=str(ROOT), env=quiet, stdout=subprocess.PIPE, stderr=errors, close_fds=False
+        )
         try:
             for line in process.stdout or ():
                 if terminal:

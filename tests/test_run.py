@@ -4,6 +4,7 @@ Most tests run a copy of local_services among stand-ins for the samples, the sch
 the real thing in a fresh copy of the repository.
 """
 
+import fcntl
 import os
 import re
 import shutil
@@ -521,7 +522,8 @@ def test_a_killed_supervisor_leaves_nothing_behind(project: Project) -> None:
 
 # The installation ------------------------------------------------------------------------------------------------
 
-# Stands in for uv: makes the environment, writes down what it is to install, and does as INSTALLATION says.
+# Stands in for uv: makes the environment, writes down what it is to install, and does as INSTALLATION says. The one
+# that waits does so until its log has been read and removed.
 UV = f"""#!{sys.executable}
 import os, pathlib, subprocess, sys, time
 
@@ -534,11 +536,11 @@ with open(os.environ["INSTALLED"], "a") as log:
 if sys.argv[1] == "pip" and os.environ["INSTALLATION"] == "fails":
     sys.exit("no such package")
 if sys.argv[1] == "pip" and os.environ["INSTALLATION"] == "waits":
-    print("waiting", file=sys.stderr)
-    time.sleep(600)
+    while os.path.exists(os.environ["INSTALLED"]):
+        time.sleep(0.01)
 """
 MAKES_VENV = f"venv --seed --python {Path(getattr(sys, '_base_executable', sys.executable)).name} .venv"
-INSTALLS = f"pip install --python {Path(sys.executable).name} -r requirements.txt --group local"
+INSTALLS = f"pip install --python {Path(sys.executable).name} -c constraints.txt -r requirements.txt --group local"
 
 
 class Installation:
@@ -551,6 +553,7 @@ class Installation:
         for path, text in {
             "bin/uv": UV,
             "pyproject.toml": "",
+            "constraints.txt": "",
             "01_first/requirements.txt": "",
             "local_services/__init__.py": "",
             "local_services/__main__.py": "import sys; print('started', sys.argv[1:])",
@@ -599,7 +602,7 @@ def test_installs_once(installation: Installation) -> None:
 
 def test_installs_again_when_something_changed(installation: Installation) -> None:
     installation.run("01")
-    for file in ("01_first/requirements.txt", "pyproject.toml"):
+    for file in ("01_first/requirements.txt", "pyproject.toml", "constraints.txt"):
         installation.installed()
         (installation.root / file).write_text("# changed")
         installation.run("01")
@@ -648,6 +651,24 @@ def test_an_interrupted_installation_is_repeated(installation: Installation, num
     installation.installed()
     assert installation.run("01").output == "started ['01']\n"
     assert installation.installed() == [INSTALLS]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a killed process leaves running differs elsewhere")
+@pytest.mark.parametrize("killed", [False, True])
+def test_only_one_installs_at_a_time(installation: Installation, killed: bool) -> None:
+    first = installation.start("01", installation="waits")
+    eventually(lambda: installation.log.exists() and INSTALLS in installation.log.read_text(), "the installation")
+    second = installation.start("01")
+    eventually(lambda: "Another run.py is installing; waiting for it ...\n" in second.errors, "the second to wait")
+    if killed:
+        first.kill()  # and not its installer
+    with (installation.root / "run.py").open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert installation.installed() == [MAKES_VENV, INSTALLS]
+    assert second.wait() == 0
+    assert second.output == "started ['01']\n"
+    assert installation.installed() == ([INSTALLS] if killed else [])
+    assert killed or first.wait() == 0
 
 
 def old_pythons() -> list[Path]:
