@@ -1,0 +1,149 @@
+"""Dockerfile and Compose file, as far as they can be checked without a Docker engine: read, and followed by hand."""
+
+import json
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, Sample, Start, eventually
+from scripted_model import ScriptedModel
+
+SAMPLES = sorted(path.name for path in ROOT.glob("[0-9][0-9]_*"))
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+WORKER: dict[str, Any] = COMPOSE["services"]["worker"]
+
+
+def instructions(name: str) -> list[str]:
+    """What follows an instruction's name in the Dockerfile, line by line."""
+    return re.findall(rf"^{name} (.*)", DOCKERFILE, re.MULTILINE)
+
+
+def is_in_context(path: str) -> bool:
+    """Whether .dockerignore lets a file through: the last pattern that matches it or its folder counts."""
+    included = True
+    parts = path.split("/")
+    for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
+        pattern = line.lstrip("!").split("/")
+        if line and not line.startswith("#") and all(map(fnmatchcase, parts, pattern)) and len(pattern) <= len(parts):
+            included = line.startswith("!")
+    return included
+
+
+def build(sample: str, image: Path) -> None:
+    """Copy into a folder what the Dockerfile copies into an image's."""
+    for copy in instructions("COPY"):
+        *sources, target = copy.replace("${SAMPLE}", sample).split()
+        assert target == "./"
+        for source in sources:
+            found = [ROOT / source] if not source.endswith("/") else sorted((ROOT / source).rglob("*"))
+            for file in found:
+                if is_in_context(file.relative_to(ROOT).as_posix()):
+                    shutil.copy(file, image)
+    assert (image / "requirements.txt").exists()
+    assert (image / "constraints.txt").exists()
+
+
+def command() -> list[str]:
+    """What a container of the image runs, with this Python in the place of its own."""
+    python, *arguments = json.loads(instructions("CMD")[0])
+    assert python == "python"
+    return [sys.executable, *arguments]
+
+
+@pytest.mark.parametrize("number", [name[:2] for name in SAMPLES])
+def test_the_image_of_a_sample_has_what_its_worker_needs(
+    sample: Callable[[str], Sample], number: str, tmp_path: Path, start: Start
+) -> None:
+    origin = sample(number)
+    build(origin.folder.name, tmp_path)
+    start(*command(), cwd=tmp_path, env=origin.environment()).wait_for("Worker ready")
+
+
+def test_nothing_else_gets_into_an_image() -> None:
+    for path in (".env", "README.md", "01_single_agent/.env", "06_multi_agent_orchestration_conditionals/outbox/1.eml"):
+        assert not is_in_context(path)
+    assert not is_in_context("01_single_agent/__pycache__/worker.cpython-312.pyc")
+    assert not is_in_context("local_services/model.py")
+    assert is_in_context("01_single_agent/worker.py")
+
+
+def test_the_image_does_not_run_as_root() -> None:
+    (user,) = instructions("USER")
+    assert int(user) > 0  # a number, by which Kubernetes can tell
+    assert f"--uid {user} " in DOCKERFILE
+
+
+def test_a_container_that_is_stopped_ends_in_time_and_another_finishes_its_work(
+    sample: Callable[[str], Sample], model: ScriptedModel, tmp_path: Path, start: Start
+) -> None:
+    joker = sample("01")
+    build(joker.folder.name, tmp_path)
+    model.held = threading.Event()
+    container = start(*command(), cwd=tmp_path, env=joker.environment())
+    container.wait_for("Worker ready")
+    client = joker.start_client("Tell me a joke about a cat.")
+    eventually(lambda: model.requests, "a call in hand")
+
+    stopped_at = time.monotonic()
+    container.signal(signal.SIGTERM)
+    assert container.wait() == 0, container.errors
+    assert time.monotonic() - stopped_at < grace_seconds()
+
+    model.held.set()
+    start(*command(), cwd=tmp_path, env=joker.environment())
+    assert client.wait() == 0, client.errors
+    assert "Joker: " in client.output
+
+
+def grace_seconds() -> float:
+    """What Compose gives a worker between SIGTERM and SIGKILL."""
+    return float(WORKER["stop_grace_period"].removesuffix("s"))
+
+
+# Compose ---------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_profile_compose_runs_the_services_alone() -> None:
+    services = COMPOSE["services"]
+    assert {name for name, service in services.items() if "profiles" not in service} == {"scheduler", "redis"}
+    assert WORKER["profiles"] == ["worker"]
+    assert WORKER["deploy"]["replicas"] == 2
+    assert set(WORKER["depends_on"]) == {"scheduler", "redis"}
+
+
+def test_compose_and_dockerfile_agree_on_the_sample() -> None:
+    (argument,) = instructions("ARG")
+    name, default = argument.split("=")
+    assert default in SAMPLES
+    assert WORKER["build"] == {"context": ".", "args": {name: f"${{{name}:-{default}}}"}}
+
+
+def test_compose_hands_every_setting_on_to_the_worker() -> None:
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    known = set(re.findall(r"^(?:# )?([A-Z_]+)=", example, re.MULTILINE))
+    in_the_image = dict(word.split("=") for word in instructions("ENV")[0].split())
+    assert set(WORKER["environment"]) == known - set(in_the_image)
+    # Two workers write into one folder: else a second worker, which takes over, could not see what the first has sent.
+    assert set(in_the_image.values()) == {volume.partition(":")[2] for volume in WORKER["volumes"]}
+
+
+def test_compose_gives_the_addresses_that_its_services_have() -> None:
+    assert WORKER["environment"]["ENDPOINT"] == "http://scheduler:8080"
+    assert WORKER["environment"]["REDIS_CONNECTION_STRING"] == "redis://redis:6379"
+    assert WORKER["environment"]["TASKHUB"] == COMPOSE["services"]["scheduler"]["environment"]["DTS_TASK_HUB_NAMES"]
+
+
+def test_compose_publishes_ports_on_this_machine_only() -> None:
+    published = [port for service in COMPOSE["services"].values() for port in service.get("ports", ())]
+    assert published
+    assert all(port.startswith("127.0.0.1:") for port in published)
