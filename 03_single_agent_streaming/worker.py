@@ -16,7 +16,7 @@ Keep to the number of days that you are asked for."""
 def create_planner() -> Agent:
     """An agent with two tools. It knows nothing of streams: they are the worker's business."""
     return Agent(
-        client=chat_client(),
+        client=chat_client(stream=True),
         name="TravelPlanner",
         instructions=INSTRUCTIONS,
         tools=[get_weather_forecast, get_local_events],

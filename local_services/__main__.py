@@ -117,7 +117,7 @@ def run_sample(
     env = environment(sample)
     users_folder = os.environ.get("RUN_FROM") or os.getcwd()
     if not {"-h", "--help"}.isdisjoint(arguments):
-        return supervisor.run_client(sample, arguments, users_folder, env, stdin)
+        return supervisor.run_client(supervisor.start_client(sample, arguments, users_folder, env, stdin, waits=False))
 
     started: dict[Service, str] = {}
     try:
@@ -127,11 +127,12 @@ def run_sample(
         env_of_run = settings(sample, env, started)
         beside = {DASHBOARD: start_dashboard(supervisor, DASHBOARD.port, env_of_run)} if dashboard else {}
         tell_addresses(needed, started | beside, env)
+        client = supervisor.start_client(sample, arguments, users_folder, env_of_run, stdin)
         worker = supervisor.start_worker(sample, env_of_run)
         if not worker.ready:
             note(f"The worker did not start{worker.how_it_ended}.")
             return shell_code(worker.exit_code) or 1
-        code = supervisor.run_client(sample, arguments, users_folder, env_of_run, stdin)
+        code = supervisor.run_client(client)
     finally:
         # What the worker has in hand ends with a scheduler of this run anyway.
         supervisor.stop(hurry=SCHEDULER in started)

@@ -10,15 +10,10 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from json import JSONDecodeError, loads
+from json import JSONDecodeError, dumps, loads
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import uvicorn
-from openai.types import CompletionUsage
-from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
-from openai.types.chat import chat_completion_chunk as chunk
-from openai.types.chat.chat_completion import Choice
-from openai.types.chat.chat_completion_message_function_tool_call import ChatCompletionMessageFunctionToolCall, Function
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -60,7 +55,7 @@ class Answer(NamedTuple):
     pieces: list[str]
     calls: list[tuple[str, str, list[str]]]  # id, name, pieces of the arguments
     finish: Literal["stop", "length", "tool_calls"]
-    usage: CompletionUsage
+    usage: dict[str, int]
 
 
 def create_app(first_token_delay: float = 0, token_delay: float = 0) -> Starlette:
@@ -75,16 +70,15 @@ def create_app(first_token_delay: float = 0, token_delay: float = 0) -> Starlett
         answer = make_answer(asked)
         if not asked.get("stream"):
             if paces:
-                await asyncio.sleep(first_token_delay + token_delay * answer.usage.completion_tokens)
-            return Response(completion(answer).model_dump_json(exclude_unset=True), media_type="application/json")
+                await asyncio.sleep(first_token_delay + token_delay * answer.usage["completion_tokens"])
+            return JSONResponse(completion(answer))
         options = asked.get("stream_options") or {}
         events = [
-            f"data: {part.model_dump_json(exclude_unset=True)}\n\n"
-            for part in chunks(answer, with_usage=bool(options.get("include_usage")))
+            f"data: {dumps(part)}\n\n" for part in chunks(answer, with_usage=bool(options.get("include_usage")))
         ] + ["data: [DONE]\n\n"]
         if not paces:
             return Response("".join(events), media_type="text/event-stream")
-        return StreamingResponse(paced(events, answer.usage.completion_tokens), media_type="text/event-stream")
+        return StreamingResponse(paced(events, answer.usage["completion_tokens"]), media_type="text/event-stream")
 
     async def paced(events: list[str], tokens: int) -> AsyncIterator[str]:
         # By the clock, not by pauses, whose little delays add up.
@@ -264,7 +258,7 @@ def tokens(text: str) -> list[str]:
     return re.findall(r"\s*\S{1,16}|\s+", text)
 
 
-def usage(asked: dict[str, Any], completion_tokens: int) -> CompletionUsage:
+def usage(asked: dict[str, Any], completion_tokens: int) -> dict[str, int]:
     """An estimate, as there is no tokenizer: one token for each piece that is sent, and of what came in one for every
     four characters, and four for each message."""
     messages = asked["messages"]
@@ -273,73 +267,70 @@ def usage(asked: dict[str, Any], completion_tokens: int) -> CompletionUsage:
     )
     size += len(str(asked.get("tools") or "")) + len(str(asked.get("response_format") or ""))
     prompt_tokens = 4 * len(messages) + size // 4
-    return CompletionUsage(
-        prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, total_tokens=prompt_tokens + completion_tokens
-    )
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
 
 
-def completion(answer: Answer) -> ChatCompletion:
+# The two shapes of an answer, as plain data: the openai package, which has types for them, takes a second to import.
+
+
+def completion(answer: Answer) -> dict[str, Any]:
     """The answer as a whole."""
-    calls: list[Any] = [
-        ChatCompletionMessageFunctionToolCall(
-            id=id, type="function", function=Function(name=name, arguments="".join(arguments))
-        )
-        for id, name, arguments in answer.calls
-    ]
-    message = ChatCompletionMessage(role="assistant", content=None if calls else "".join(answer.pieces), refusal=None)
-    if calls:
-        message.tool_calls = calls
-    return ChatCompletion(
-        id=answer.id,
-        object="chat.completion",
-        created=int(time.time()),
-        model=answer.model,
-        system_fingerprint=FINGERPRINT,
-        choices=[Choice(index=0, message=message, finish_reason=answer.finish, logprobs=None)],
-        usage=answer.usage,
-    )
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": None if answer.calls else "".join(answer.pieces),
+        "refusal": None,
+    }
+    if answer.calls:
+        message["tool_calls"] = [
+            {"id": id, "type": "function", "function": {"name": name, "arguments": "".join(arguments)}}
+            for id, name, arguments in answer.calls
+        ]
+    return {
+        "id": answer.id,
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": answer.model,
+        "system_fingerprint": FINGERPRINT,
+        "choices": [{"index": 0, "message": message, "finish_reason": answer.finish, "logprobs": None}],
+        "usage": answer.usage,
+    }
 
 
-def chunks(answer: Answer, with_usage: bool) -> Iterator[ChatCompletionChunk]:
+def chunks(answer: Answer, with_usage: bool) -> Iterator[dict[str, Any]]:
     """The answer piece by piece: the role, the pieces, why it ends, and the usage if it was asked for."""
-    created = int(time.time())
+    head = {
+        "id": answer.id,
+        "object": "chat.completion.chunk",
+        "created": int(time.time()),
+        "model": answer.model,
+        "system_fingerprint": FINGERPRINT,
+    } | ({"usage": None} if with_usage else {})
 
-    def part(
-        delta: chunk.ChoiceDelta | None, finish: Any = None, used: CompletionUsage | None = None
-    ) -> ChatCompletionChunk:
-        whole = ChatCompletionChunk(
-            id=answer.id,
-            object="chat.completion.chunk",
-            created=created,
-            model=answer.model,
-            system_fingerprint=FINGERPRINT,
-            choices=[chunk.Choice(index=0, delta=delta, finish_reason=finish, logprobs=None)] if delta else [],
-        )
-        if with_usage:
-            whole.usage = used
-        return whole
+    def part(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+        return head | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}]}
 
-    def call(index: int, function: chunk.ChoiceDeltaToolCallFunction, id: str | None = None) -> ChatCompletionChunk:
-        delta = chunk.ChoiceDeltaToolCall(index=index, function=function)
-        if id:
-            delta.id, delta.type = id, "function"
-        return part(chunk.ChoiceDelta(tool_calls=[delta]))
+    def call(index: int, function: dict[str, str], **named: str) -> dict[str, Any]:
+        return part({"tool_calls": [{"index": index, **named, "function": function}]})
 
-    yield part(chunk.ChoiceDelta(role="assistant", content=None if answer.calls else ""))
+    yield part({"role": "assistant", "content": None if answer.calls else ""})
     for piece in answer.pieces:
-        yield part(chunk.ChoiceDelta(content=piece))
+        yield part({"content": piece})
     for index, (id, name, arguments) in enumerate(answer.calls):
-        yield call(index, chunk.ChoiceDeltaToolCallFunction(name=name, arguments=""), id)
+        yield call(index, {"name": name, "arguments": ""}, id=id, type="function")
         for piece in arguments:
-            yield call(index, chunk.ChoiceDeltaToolCallFunction(arguments=piece))
-    yield part(chunk.ChoiceDelta(), answer.finish)
+            yield call(index, {"arguments": piece})
+    yield part({}, answer.finish)
     if with_usage:
-        yield part(None, used=answer.usage)
+        yield head | {"choices": [], "usage": answer.usage}
 
 
 def main() -> None:
     parser = service_arguments(__doc__, default_port=8081)
-    for name, default in (("first-token", "0.15"), ("token", "0.008")):
+    for name, default in (("first-token", "0.1"), ("token", "0.005")):
         setting = f"OFFLINE_MODEL_{name.upper().replace('-', '_')}_SECONDS"
         parser.add_argument(
             f"--{name}-delay",

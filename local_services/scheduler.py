@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -25,6 +26,7 @@ from durabletask.internal.helpers import (
 )
 from durabletask.testing.in_memory_backend import (
     ActivityWorkItem,
+    EntityState,
     InMemoryOrchestrationBackend,
     OrchestrationInstance,
 )
@@ -88,12 +90,31 @@ class _Delivery:
     instance: OrchestrationInstance | None
 
 
+class _Entities(dict[str, EntityState]):
+    """A hub's entities. The SDK's backend looks for the one of a work item's token among them all; this spares it."""
+
+    wanted: str | None = None  # the one to be found, while the hub is locked
+
+    def values(self) -> Any:
+        return super().values() if self.wanted is None else [self[self.wanted]]
+
+    @contextmanager
+    def only(self, entity_id: str) -> Iterator[None]:
+        """Have a search find this entity alone, if it exists."""
+        self.wanted = entity_id
+        try:
+            yield
+        finally:
+            self.wanted = None
+
+
 class TaskHub(InMemoryOrchestrationBackend):
     """One task hub: its orchestrations, its entities, and the work that its workers have in hand."""
 
     def __init__(self) -> None:
         super().__init__(max_history_size=10**9)  # no bound of its own: what exceeds it would hang, not fail
         self._work_available = _Bell()
+        self._entities = self._all_entities = _Entities()
         self._deliveries: dict[str, _Delivery] = {}
 
     # Work is given out again when the stream of the worker that has it ends ------------------------------------
@@ -154,7 +175,8 @@ class TaskHub(InMemoryOrchestrationBackend):
                     )
                 )
             case _:
-                super().AbandonTaskEntityWorkItem(pb.AbandonEntityTaskRequest(completionToken=token), context)
+                with self._all_entities.only(delivery.item.entityRequestV2.instanceId):
+                    super().AbandonTaskEntityWorkItem(pb.AbandonEntityTaskRequest(completionToken=token), context)
         self._work_available.set()
 
     def AbandonTaskOrchestratorWorkItem(
@@ -233,7 +255,8 @@ class TaskHub(InMemoryOrchestrationBackend):
                 )
             if problem:
                 request.CopyFrom(_failed_batch(entity, delivery.token, problem))
-            response = super().CompleteEntityTask(request, context)
+            with self._all_entities.only(entity.instanceId):
+                response = super().CompleteEntityTask(request, context)
             self._work_available.set()  # as above, for operations that arrived during the batch
         if problem:  # a signalled entity has no caller to tell: the worker's log is where the reason can be seen
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
@@ -389,14 +412,16 @@ class _HubRouter:
         return call
 
     def _hub(self, context: grpc.ServicerContext) -> TaskHub:
-        name = dict(context.invocation_metadata()).get("taskhub")
+        name = str(dict(context.invocation_metadata()).get("taskhub", ""))
         if not name:
             context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT,
                 "The call names no task hub: send its name as 'taskhub' metadata (the samples: set TASKHUB).",
             )
         with self._lock:
-            return self._hubs.setdefault(str(name), TaskHub())
+            if name not in self._hubs:
+                self._hubs[name] = TaskHub()
+            return self._hubs[name]
 
 
 def start_server(port: int) -> tuple[grpc.Server, str]:

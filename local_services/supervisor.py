@@ -1,6 +1,7 @@
 """Starts processes, passes on what they say, and ends them all, whatever happens in between."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from local_services.service import HOST
 READY_SECONDS = 60.0
 LAST_WORD_SECONDS = 3.0  # for a client after Ctrl-C: it may want to say how to come back
 NOTICE_SECONDS = 2.0  # of stopping, until the reader is told what it is that takes so long
-HURRIED_SECONDS = 0.3  # for each, after a second Ctrl-C; for a worker with nothing to lose
+HURRIED_SECONDS = 0.3  # for each, after a second Ctrl-C
 STOP_SECONDS = {"client": 2.0, "worker": 10.0, "service": 5.0}  # in this order; the worker's after the notice
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
@@ -34,12 +35,17 @@ import os, sys
 os.execv(sys.executable, [sys.executable, "worker.py"])
 """
 # Until the client has imported what it needs and can handle Ctrl-C, Python would answer that with a traceback.
+# It imports the most of it while the worker starts, and waits: at the end of a pipe, which it is told to go on by.
 CLIENT = f"""
 import os, sys
 sys.excepthook = lambda kind, *rest: kind is KeyboardInterrupt or sys.__excepthook__(kind, *rest)
 {TETHER}
 import runpy
-del sys.argv[0]
+if gate := int(sys.argv[1]):
+    import agent_framework_durabletask, durabletask.azuremanaged.client
+    os.read(gate, 1) or sys.exit()
+    os.close(gate)
+del sys.argv[:2]
 sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -63,6 +69,7 @@ class Process:
     exit_code: int | None = None
     asked_to_end: bool = False
     needed: bool = True  # the rest cannot go on without it
+    gate: int = 0  # of a client that waits: the end of the pipe to write to
 
     def ask_to_end(self) -> None:
         """Ask it to end: a service by the end of its input, everything else by a signal."""
@@ -125,7 +132,7 @@ class Supervisor:
 
     def start_beside(self, service: Service, port: int, env: dict[str, str]) -> str:
         """Start a service on this port that nothing waits for, and that may fail; returns its address."""
-        self._start_service(service, port, env).needed = False
+        self._start_service(service, port, env, urgent=False).needed = False
         return f"http://{HOST}:{port}"
 
     def start_worker(self, sample: Path, env: dict[str, str]) -> Process:
@@ -135,11 +142,30 @@ class Supervisor:
         self._wait_until(lambda: bool(worker.ready) or worker.exit_code is not None, READY_SECONDS)
         return worker
 
-    def run_client(self, sample: Path, arguments: list[str], cwd: str, env: dict[str, str], stdin: int | None) -> int:
-        """Run the sample's client on this terminal, or with another standard input; returns its exit code."""
-        command = [sys.executable, "-c", CLIENT, str(sample / "client.py"), *arguments]
-        client = Process("client", "client", subprocess.Popen(command, cwd=cwd, env=env, stdin=stdin, text=True))
+    def start_client(
+        self, sample: Path, arguments: list[str], cwd: str, env: dict[str, str], stdin: int | None, waits: bool = True
+    ) -> Process:
+        """Start the sample's client on this terminal, or with another standard input.
+
+        If it `waits`, it imports its libraries and goes no further until `run_client`. (Not on Windows, where it may
+        ask before the worker is there to answer; the scheduler keeps the question.)
+        """
+        readable, writable = os.pipe() if waits and sys.platform != "win32" else (0, 0)
+        command = [sys.executable, "-c", CLIENT, str(readable), str(sample / "client.py"), *arguments]
+        passed = [readable] if readable else []
+        popen = subprocess.Popen(command, cwd=cwd, env=env, stdin=stdin, text=True, pass_fds=passed)
+        if readable:
+            os.close(readable)
+        client = Process("client", "client", popen, gate=writable)
         self._watch(client)
+        return client
+
+    def run_client(self, client: Process) -> int:
+        """Let the client go on to its end; returns its exit code."""
+        if client.gate:
+            with suppress(BrokenPipeError):  # it has ended already
+                os.write(client.gate, b"!")
+            os.close(client.gate)
         try:
             self._wait_until(lambda: client.exit_code is not None)
         except Interrupted:
@@ -159,7 +185,7 @@ class Supervisor:
         """
         for kind, seconds in STOP_SECONDS.items():
             if hurry and kind == "worker":
-                seconds = HURRIED_SECONDS
+                seconds = 0.0
             running = [process for process in self._processes if process.kind == kind and process.exit_code is None]
             for process in running:
                 process.ask_to_end()
@@ -168,8 +194,10 @@ class Supervisor:
                     process.kill()
         self._processes.clear()
 
-    def _start_service(self, service: Service, port: int, env: dict[str, str]) -> Process:
+    def _start_service(self, service: Service, port: int, env: dict[str, str], urgent: bool = True) -> Process:
         command = [sys.executable, "-m", f"local_services.{service.module}", "--port", str(port), "--supervised"]
+        if not urgent and (nice := shutil.which("nice")):
+            command = [nice, *command]
         return self._start("service", service.name, command, cwd=ROOT, env=env, stdin=subprocess.PIPE)
 
     def _start(self, kind: Kind, name: str, command: list[str], *, env: dict[str, str], **options: Any) -> Process:

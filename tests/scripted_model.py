@@ -25,7 +25,7 @@ class Fault:
     status: int | None = None
     message: str = ""
     headers: dict[str, str] = field(default_factory=dict)
-    cut_after: int | None = None  # chunks of a stream
+    cut_after: int | None = None  # chunks of a stream; an answer that comes whole is halved
     broken: bool = False  # a cut that the client's HTTP library notices
     reply: str | None = None  # say this instead
     matches: Callable[[dict[str, Any]], bool] = lambda request: True
@@ -74,11 +74,11 @@ class ScriptedModel:
         self._faults.append(Fault(times, status=status, message=message, **fault))
 
     def truncate(self, after: int, times: int = 1, **fault: Any) -> None:
-        """End a stream after some chunks as if it were complete, without a finish reason."""
+        """End an answer after some chunks of its stream as if it were complete, without a finish reason."""
         self._faults.append(Fault(times, cut_after=after, **fault))
 
     def break_off(self, after: int, times: int = 1, **fault: Any) -> None:
-        """Drop the connection after some chunks of a stream."""
+        """Drop the connection in the middle of an answer, after some chunks of its stream."""
         self._faults.append(Fault(times, cut_after=after, broken=True, **fault))
 
     def say(self, reply: str, times: int = 1000, **fault: Any) -> None:
@@ -111,8 +111,11 @@ class ScriptedModel:
         if fault and fault.reply is not None:
             await _reply(request, fault.reply)(scope, receive, send)
             return
-        sending = self._sending(send, fault) if request.get("stream") else send
-        await self._app(scope, _replay(body, receive), sending)
+        if request.get("stream"):
+            send = self._sending(send, fault)
+        elif fault:
+            send = _halving(send, fault.broken)
+        await self._app(scope, _replay(body, receive), send)
 
     async def _wait(self, request: dict[str, Any]) -> None:
         if self.held and self.held_for(request):
@@ -122,7 +125,7 @@ class ScriptedModel:
 
     def _next_fault(self, request: dict[str, Any]) -> Fault | None:
         for fault in self._faults:
-            if fault.times and fault.matches(request) and (fault.cut_after is None or request.get("stream")):
+            if fault.times and fault.matches(request):
                 fault.times -= 1
                 return fault
         return None
@@ -169,6 +172,28 @@ def _reply(request: dict[str, Any], text: str) -> Response:
         for d, reason in pieces
     ]
     return Response("".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"]), media_type="text/event-stream")
+
+
+def _halving(send: Send, broken: bool) -> Send:
+    """Sends half of a whole answer's text without a finish reason, or half of its bytes and then no more."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] != "http.response.body":
+            if not broken:
+                message["headers"] = [header for header in message["headers"] if header[0] != b"content-length"]
+            await send(message)
+            return
+        body = message["body"]
+        if broken:
+            await send({**message, "body": body[: len(body) // 2], "more_body": True})
+            raise ConnectionError("ordered by the test")
+        answer = json.loads(body)
+        choice = answer["choices"][0]
+        choice["finish_reason"] = None
+        choice["message"]["content"] = choice["message"]["content"][: len(choice["message"]["content"]) // 2]
+        await send({**message, "body": json.dumps(answer).encode()})
+
+    return sending
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
