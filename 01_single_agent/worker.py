@@ -3,6 +3,7 @@
 from agent_framework import Agent
 from agent_framework_durabletask import DurableAIAgentWorker
 from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
+from long_conversation import bounded_conversations, summarize_after_turns
 from support import chat_client, run, scheduler_worker, serve
 
 
@@ -14,7 +15,8 @@ def create_joker() -> Agent:
 def create_worker() -> DurableTaskSchedulerWorker:
     """A worker that hosts Joker. Each conversation becomes an entity of its own: the name dafx-Joker, and a key."""
     worker = scheduler_worker()
-    DurableAIAgentWorker(worker).add_agent(create_joker())
+    # The scheduler stores 1 MB of a conversation; with SUMMARIZE_AFTER_TURNS set, it goes on from a summary in time.
+    DurableAIAgentWorker(bounded_conversations(worker, summarize_after_turns())).add_agent(create_joker())
     return worker
 
 

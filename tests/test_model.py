@@ -476,6 +476,27 @@ def test_it_remembers_what_the_user_states(azure: AzureOpenAI) -> None:
     assert "not told me your name" in Chat(azure).say("What is my name?")
 
 
+def test_a_summary_keeps_what_the_user_stated_however_often_it_is_summed_up(azure: AzureOpenAI) -> None:
+    heading = "Summary of our conversation up to here, which is no longer stored word by word:"
+    said = "user: My name is Ada. Tell me a joke!\nassistant: I live in a joke.\nuser: I like tea.\nWhat is my name?"
+    summary = ""
+    for number in range(10):
+        writer = Chat(azure, "You write the summary of a conversation between a user and an assistant.")
+        summary = writer.say(f"What was said:\n{said}")
+        said = f"user: {heading}\n{summary}\nuser: What is {number} and {number}?\nassistant: You are asking me."
+    assert summary.count("My name is Ada.") == summary.count("I like tea.") == 1
+    assert "joke" in summary
+    assert "asking me" not in summary
+    assert "I live in" not in summary
+    assert len(summary) < 1000
+    later = Chat(azure, JOKER)
+    later.messages.append({"role": "user", "content": f"{heading}\n{summary}"})
+    assert later.say("What is my name?") == "Your name is Ada."
+    assert "tea" in later.say("What do I like?")
+    assert "My name is Ada." in later.say("What did I ask first?")
+    assert "What did I ask first?" in later.say("What did I just say?")
+
+
 @pytest.mark.parametrize("text", ["Hi!", "Who are you?", "What is the capital of France?", "Thanks!"])
 def test_it_says_what_it_is(azure: AzureOpenAI, text: str) -> None:
     answer = Chat(azure).say(text)

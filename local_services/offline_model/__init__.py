@@ -89,12 +89,7 @@ def on_previous(conversation: Conversation) -> str | None:
 
 
 def summarize_text(conversation: Conversation) -> str | None:
-    """The first sentences of a text that is to be summed up; of a conversation, what its user stated."""
-    if find(r"\bsummary of the (entire )?conversation\b", conversation.instructions):
-        known = memory.facts(conversation)
-        said = [part.removeprefix("user: ") for text in conversation.asked for part in sentences(text)]
-        asked = [clip(part, 160) for part in said if clip(part) not in known]
-        return "Summary of the conversation so far.\n" + "\n".join(f"- {line}" for line in [*known, *asked[:12]])
+    """The first sentences of a text that is to be summed up."""
     if find(r"\b(summar(y|i[sz]e)|tl;?dr|sum up)\b", conversation.request):
         text = writing.given_text(conversation)
         return f"In short: {' '.join(sentences(text)[:2])[:500]}" if text else "Which text shall I sum up?"
@@ -128,6 +123,7 @@ def fallback(conversation: Conversation) -> str:
 
 RULES = [
     mail_task,  # first: an email is data, whatever it asks for
+    memory.summarize_transcript,  # and so is a conversation
     from_results,
     memory.answer,
     summarize_text,

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# A message that stands for what was said before it and is no longer there.
+SUMMARY = r"^\W{0,3}(the )?summary of (our|the|this) conversation\b.{0,80}:\n"
 NUMBER_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
@@ -25,6 +27,7 @@ class Conversation:
     asked: list[str]
     answered: list[str]
     results: list[ToolResult]  # of the calls that followed the user's last message
+    summary: str = ""  # of what was said before
 
     @property
     def last(self) -> str:
@@ -53,11 +56,14 @@ def read(messages: Iterable[Mapping[str, Any]]) -> Conversation:
     answered: list[str] = []
     results: list[ToolResult] = []
     tools: dict[str, str] = {}
+    summary = ""
     for message in messages:
         said = text_of(message.get("content"))
         match message["role"]:
             case "system" | "developer":
                 instructions.append(said)
+            case "user" if find(SUMMARY, said[:200]):
+                summary = said.partition("\n")[2]
             case "user":
                 asked.append(said)
                 results = []
@@ -68,7 +74,7 @@ def read(messages: Iterable[Mapping[str, Any]]) -> Conversation:
                     tools[call["id"]] = call["function"]["name"]
             case _:
                 results.append(ToolResult(tools.get(message.get("tool_call_id", ""), "tool"), said))
-    return Conversation("\n".join(instructions), asked, answered, results)
+    return Conversation("\n".join(instructions), asked, answered, results, summary)
 
 
 def text_of(content: str | list[Any] | None) -> str:

@@ -2,7 +2,7 @@
 
 import re
 
-from local_services.offline_model.conversation import Conversation, capitalized, clip, find, sentences
+from local_services.offline_model.conversation import SUMMARY, Conversation, capitalized, clip, find, sentences
 
 ORDER = {"first": 0, "second": 1, "third": 2, "fourth": 3, "fifth": 4}
 FACT = (
@@ -51,6 +51,8 @@ def earlier(conversation: Conversation) -> str | None:
     which = next((word for word in ORDER if find(rf"\b{word}\b", request)), "last")
     if which == "last":
         return f"Just before this, you said: “{clip(before[-1], 500)}”"
+    if conversation.summary:
+        return f"So far back I know our conversation by its summary alone:\n\n{conversation.summary}"
     if ORDER[which] >= len(before):
         return f"There is no {which} message before this one; there are {len(before)}."
     return f"Your {which} message was: “{clip(before[ORDER[which]], 500)}”"
@@ -96,7 +98,7 @@ def name_of_user(conversation: Conversation) -> str:
 def facts(conversation: Conversation) -> list[str]:
     """What the user stated of themselves, oldest first; also from a summary of what came before."""
     texts = [conversation.instructions, *conversation.answered]
-    summaries = [text for text in texts if find(r"\bsummary\b", text[:300])]
+    summaries = [conversation.summary, *(text for text in texts if find(r"\bsummary\b", text[:300]))]
     stated = [
         part
         for text in [*summaries, *conversation.asked]
@@ -119,6 +121,33 @@ def summary(conversation: Conversation) -> str:
     if conversation.previous:
         text.append(f"The last answer began: {clip(conversation.previous, 160)}")
     return "\n\n".join(text) if known or asked else "There is nothing to sum up yet: this is the first message."
+
+
+def summarize_transcript(conversation: Conversation) -> str | None:
+    """For an agent that writes summaries of conversations: what the user stated and asked, in lines `user: …`.
+
+    What an earlier summary of this kind says, before the first such line or in one, is part of the new one.
+    """
+    if not find(r"\b(write|generate)\b.{0,40}\bsummary of (a|the) (entire )?conversation\b", conversation.instructions):
+        return None
+    stated, asked, speaker = [], [], "summary"
+    for line in conversation.last.splitlines():
+        if found := re.match(r"(?:\d+\. \[)?(user|assistant|system|tool)[:\]] ?", line):
+            speaker, line = found[1], line[found.end() :]
+        if find(SUMMARY, f"{line}\n"):
+            speaker = "summary"
+        elif speaker == "user" or (speaker == "summary" and line.startswith("- ")):
+            for part in sentences(line):
+                if find(FACT, part[:200]) and not part.endswith("?"):
+                    stated.append(clip(part, 160))
+                else:
+                    asked.append(clip(part, 80))
+    lines = ["Summary of the conversation so far."]
+    # First and last: a summary of summaries stays as short as the first one.
+    for heading, said, first, last in (("The user stated:", stated, 10, 10), ("The user asked:", asked, 1, 5)):
+        if said := list(dict.fromkeys(said)):
+            lines += [heading, *(f"- {text}" for text in [*said[:first], *said[first:][-last:]])]
+    return "\n".join(lines)
 
 
 def stems(text: str) -> set[str]:
