@@ -34,6 +34,10 @@ def main(arguments):
     elif command == "test":
         prepare("test")
         hand_over([str(PYTHON), "-m", "pytest"] + arguments[1:])
+    elif command == "bench":
+        prepare("bench")
+        os.environ["RUN_FROM"] = os.getcwd()
+        hand_over([str(PYTHON), "-m", "benchmarks"] + arguments[1:])
     else:
         prepare("local")
         os.environ["RUN_FROM"] = os.getcwd()  # file names among the client's arguments are relative to it

@@ -32,6 +32,7 @@ COMMANDS = {
     "all": "every sample, one after the other",
     "up": "the local services alone, for a worker and a client in terminals of their own",
     "test": "the tests; arguments go to pytest",
+    "bench": "what durability costs on this machine; --quick takes less than a minute",
 }
 
 

@@ -1,0 +1,1 @@
+"""What durability costs: the samples as they are, beside the same calls made directly, on the reader's machine."""

@@ -1,0 +1,231 @@
+"""What was measured, for people and for programs: a table, JSON, a chart."""
+
+import importlib.metadata
+import os
+import platform
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pygal
+from pygal.style import CleanStyle
+
+PACKAGES = (
+    "agent-framework-core",
+    "agent-framework-durabletask",
+    "agent-framework-openai",
+    "durabletask",
+    "durabletask-azuremanaged",
+    "grpcio",
+    "openai",
+    "redis",
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the project wants to reach, on the machine that its design was measured on.
+
+    Attributes:
+        of: which number is meant: the median, or how much it is above the direct calls' ("added").
+        at_least: more is better.
+    """
+
+    value: float
+    of: str = "median"
+    at_least: bool = False
+
+    def __str__(self) -> str:
+        return f"{'≥' if self.at_least else '≤'} {self.value:g}{' added' if self.of == 'added' else ''}"
+
+
+# By what is measured, and the model's delay in milliseconds (None: it has its own).
+TARGETS = {
+    ("one turn (01)", 0): Target(10),
+    ("chain of two (04)", 0): Target(14),
+    ("two at once (05)", 0): Target(16),
+    ("decision to completion (07)", 0): Target(6),
+    ("first token (03)", 0): Target(15, of="added"),
+    ("200 chains of two at once (04)", 50): Target(2.0),
+    ("turn 200 of a conversation", 0): Target(60),
+    ("400 conversations at once: turns", 500): Target(100, at_least=True),
+    ("run.py 01, warm", None): Target(3),
+    ("worker killed: its successor's start to the result", None): Target(2.9),
+    ("worker killed: calls of the model", None): Target(3),
+}
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A series of measurements in three numbers."""
+
+    median: float
+    p95: float | None
+    runs: int
+
+    @staticmethod
+    def of(values: list[float], runs: int | None = None) -> "Numbers":
+        """The numbers of a series; `runs` says how many a single value comes from."""
+        p95 = statistics.quantiles(values, n=20, method="inclusive")[-1] if len(values) > 1 else None
+        return Numbers(statistics.median(values), p95, runs or len(values))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One result.
+
+    Attributes:
+        model: the delay of the model in milliseconds; None where the measure sets its own.
+        direct: the same calls without durability.
+        cpu_ms_a_turn: the processor's time for each turn, by process.
+    """
+
+    scenario: str
+    measure: str
+    model: int | None
+    unit: str
+    durable: Numbers
+    direct: Numbers | None
+    target: Target | None
+    cpu_ms_a_turn: dict[str, float] | None
+
+    @property
+    def added(self) -> float | None:
+        """What durability adds to the median of the direct calls."""
+        return self.durable.median - self.direct.median if self.direct else None
+
+    @property
+    def ratio(self) -> float | None:
+        """The median as a multiple of the direct calls'."""
+        return self.durable.median / self.direct.median if self.direct and self.direct.median else None
+
+
+def row(scenario: str, model: int | None, found: dict[str, Any]) -> Row:
+    """A row from what a measuring process has found."""
+    return Row(
+        scenario,
+        found["measure"],
+        model,
+        found["unit"],
+        Numbers.of(found["values"], found.get("runs")),
+        Numbers.of(found["direct"]) if found["direct"] else None,
+        TARGETS.get((found["measure"], model)),
+        found.get("cpu_ms_a_turn"),
+    )
+
+
+def machine() -> dict[str, Any]:
+    """What it was measured on."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """A row for programs."""
+    return {
+        "scenario": row.scenario,
+        "measure": row.measure,
+        "model_ms": row.model,
+        "unit": row.unit,
+        **asdict(row.durable),
+        "direct": row.direct and asdict(row.direct),
+        "added": row.added,
+        "ratio": row.ratio,
+        "target": row.target and asdict(row.target),
+        "cpu_ms_a_turn": row.cpu_ms_a_turn,
+    }
+
+
+# Tables -----------------------------------------------------------------------------------------------------------
+
+
+def tables(rows: list[Row], markdown: bool) -> str:
+    """All rows; and what each turn takes of the processor, where that was measured."""
+    head = ["", "model", "unit", "median", "p95", "runs", "direct", "p95", "added", "ratio", "target"]
+    body = [
+        [
+            row.measure,
+            _model(row.model),
+            row.unit,
+            _number(row.durable.median),
+            _number(row.durable.p95),
+            str(row.durable.runs),
+            _number(row.direct and row.direct.median),
+            _number(row.direct and row.direct.p95),
+            _number(row.added),
+            f"{row.ratio:.1f} ×" if row.ratio else "–",
+            str(row.target or ""),
+        ]
+        for row in rows
+    ]
+    text = _table(head, body, markdown)
+    loaded = [(row, row.cpu_ms_a_turn) for row in rows if row.cpu_ms_a_turn]
+    if loaded:
+        processes = list(loaded[0][1])
+        head = ["CPU milliseconds a turn", "model", *processes]
+        body = [[row.measure, _model(row.model), *(_number(cpu[name]) for name in processes)] for row, cpu in loaded]
+        text += "\n\n" + _table(head, body, markdown)
+    return text
+
+
+def _model(delay: int | None) -> str:
+    return "–" if delay is None else f"{delay} ms"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _table(head: list[str], body: list[list[str]], markdown: bool) -> str:
+    widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
+
+    def line(cells: list[str]) -> str:
+        padded = [f"{cell:{'<' if not column else '>'}{widths[column]}}" for column, cell in enumerate(cells)]
+        return f"| {' | '.join(padded)} |" if markdown else "  ".join(padded).rstrip()
+
+    rule = ["-" * width if not column else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+    return "\n".join([line(head), *([line(rule)] if markdown else []), *map(line, body)])
+
+
+# Chart ------------------------------------------------------------------------------------------------------------
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Write an SVG of the times that have a target in milliseconds, beside the direct calls and that target."""
+    shown = [(row, row.target) for row in reversed(rows) if row.target and row.unit == "ms"]  # from the bottom up
+    chart = pygal.HorizontalBar(
+        js=[],  # nothing is fetched when somebody opens it
+        style=CleanStyle(colors=("#a7b1bc", "#4b86c8", "#e3b654"), opacity="1", value_font_size=10),
+        height=120 + 60 * len(shown),
+        title="What durability costs, with a model of 0 ms",
+        x_title="milliseconds, median",
+        legend_at_bottom=True,
+        legend_at_bottom_columns=3,
+        print_values=True,
+        formatter=_number,
+    )
+    chart.x_labels = [row.measure for row, _ in shown]
+    chart.add("direct calls", [row.direct and row.direct.median for row, _ in shown])
+    chart.add("durable", [row.durable.median for row, _ in shown])
+    chart.add("target", [_limit(row, target) for row, target in shown])
+    chart.render_to_file(str(path))
+
+
+def _limit(row: Row, target: Target) -> float:
+    return target.value + (row.direct.median if target.of == "added" and row.direct else 0)
