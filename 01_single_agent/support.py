@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 5.0  # to reach the scheduler before saying that it is not there
 OUTAGE_SECONDS = 10.0  # how long a client that waits for an answer puts up with a scheduler out of reach
-STOP_SECONDS = 10.0  # what a stopping worker gives the work it has in hand; what it leaves, another worker takes up
+STOP_SECONDS = 10.0  # to end in; another worker takes up at once what this one has in hand
 
 log = logging.getLogger("sample")
 
@@ -408,6 +408,12 @@ class _AskingExecutor(DurableAgentExecutor[AgentResponse]):
 
 def _entity_id(session_id: AgentSessionId) -> EntityInstanceId:
     return EntityInstanceId(session_id.entity_name, session_id.key)
+
+
+def key_of(session: DurableAgentSession) -> str:
+    """What names the conversation, together with the agent's name."""
+    assert session.durable_session_id is not None
+    return session.durable_session_id.key
 
 
 def require_answer(response: AgentResponse) -> AgentResponse:
