@@ -312,9 +312,11 @@ def _model_problem(error: Exception) -> Exception:
         return ModelRejected(f"No Azure identity for the model: run 'az login', or set AZURE_OPENAI_API_KEY. {why}")
     status, body = getattr(cause, "status_code", None), getattr(cause, "body", None)
     words = str(body.get("message") or cause) if isinstance(body, dict) else str(cause)
+    if status is None and cause.__cause__:  # of the HTTP library, which knows what became of the connection
+        words = str(cause.__cause__) or words
     if status in (400, 401, 403, 404, 422):
         return ModelRejected(f"The model rejects the request ({status}): {words}")
-    return ModelFailed(f"The model failed ({status or type(cause).__name__}): {words} [{model_in_use()}]")
+    return ModelFailed(f"The model failed ({status or 'no answer'}): {words} [{model_in_use()}]")
 
 
 # Asking an agent from a client -----------------------------------------------------------------------------------

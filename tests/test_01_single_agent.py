@@ -327,7 +327,7 @@ def test_a_model_out_of_reach(joker: Sample) -> None:
         closed.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
         joker.start_worker(AZURE_OPENAI_ENDPOINT=endpoint)
-        assert_one_line(joker.run_client("Hello"), 1, "Connection error", endpoint)
+        assert_one_line(joker.run_client("Hello"), 1, "Cannot connect", endpoint)
 
 
 def test_a_model_that_recovers_is_asked_again(joker: Sample, model: ScriptedModel) -> None:

@@ -145,7 +145,7 @@ def test_a_sample_is_known_by_any_unique_prefix(project: Project, name: str) -> 
     ("name", "message"),
     [
         ("0", "'0' may be 01_first or 02_second or 03_third."),
-        ("9", "There is no sample or command '9'. There are: 01_first, 02_second, 03_third, all, up, test."),
+        ("9", "There is no sample or command '9'. There are: 01_first, 02_second, 03_third, all, up, test, bench."),
         ("03", "03_third is still to come."),
     ],
 )
