@@ -46,10 +46,10 @@ def test_shared_files_are_the_same_in_every_sample(name: str) -> None:
 OF_SAMPLES = [requirement for folder in SAMPLES for requirement in requirements(folder)]
 
 
-def groups(*names: str) -> list[Requirement]:
-    """The requirements in these groups of pyproject.toml, or in all."""
+def groups() -> list[Requirement]:
+    """The requirements in the groups of pyproject.toml; `test` includes the others."""
     tables = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
-    return [Requirement(entry) for name in names or tables for entry in tables[name] if isinstance(entry, str)]
+    return [Requirement(entry) for entries in tables.values() for entry in entries if isinstance(entry, str)]
 
 
 def pins() -> dict[str, list[Requirement]]:
@@ -85,7 +85,7 @@ def test_whatever_is_asked_for_is_pinned() -> None:
 
 def test_what_these_tests_run_with_is_what_is_pinned() -> None:
     pinned = pins()
-    for name, installed in closure([*groups("local", "test"), *OF_SAMPLES]).items():
+    for name, installed in closure([*groups(), *OF_SAMPLES]).items():
         (pin,) = [pin for pin in pinned[name] if not pin.marker or pin.marker.evaluate()]
         assert pin.specifier.contains(installed.version, prereleases=True), f"{installed.version} is installed, {pin}"
 
