@@ -156,13 +156,16 @@ def test_long_turns_are_summarized_before_they_are_many(joker: Sample, talk: Tal
 def test_a_full_conversation_goes_on_when_the_option_is_set(joker: Sample, talk: Talk, model: ScriptedModel) -> None:
     worker = joker.start_worker()
     talk.say("My name is Ada.")
-    for _ in range(4):
+    talk.say("A long story. " * 17_000)
+    talk.say("I like tea.")
+    for _ in range(3):
         talk.say("A long story. " * 17_000)
     assert "full" in talk.refused("A long story. " * 17_000)
     worker.stop()
     joker.start_worker(**TWENTY)
     assert talk.say("What is my name?") == "Your name is Ada."
-    assert talk.stored_bytes() < LIMIT / 2
+    assert talk.stored_texts()[0].startswith("Summary")
+    assert "tea" in talk.stored_texts()[0]  # a summary in pieces, each from the one before it
     assert max(len(str(request)) for request in model.requests if is_for_summary(request)) < 70_000
 
 
