@@ -35,6 +35,7 @@ def main(arguments):
         prepare("test")
         hand_over([str(PYTHON), "-m", "pytest"] + arguments[1:])
     elif command == "bench":
+        prepare("local")  # for the sample that it times
         prepare("bench")
         os.environ["RUN_FROM"] = os.getcwd()
         hand_over([str(PYTHON), "-m", "benchmarks"] + arguments[1:])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Row, as_json, draw, machine, row, tables
-from benchmarks.services import Failed, Process, Stack
+from benchmarks.services import STOP_SECONDS, Failed, Process, Stack
 from local_services.addresses import ROOT
 
 LATEST = ROOT / "benchmarks" / "results" / "latest.json"
@@ -40,22 +40,22 @@ class Scenario:
 
 SCENARIOS = [
     Scenario("start", "01", {0: {"runs": 3}}, {0: {"runs": 1}}, alone=True),
-    Scenario("memory", "01", {0: {"count": 1000}}, {0: {"count": 100}}, alone=True),
-    Scenario("turn", "01", {0: {"runs": 100}, 500: {"runs": 7}}, {0: {"runs": 20}, 500: {"runs": 2}}),
+    Scenario("memory", "01", {0: {"count": 500}}, {0: {"count": 50}}, alone=True),
+    Scenario("turn", "01", {0: {"runs": 100}, 500: {"runs": 5}}, {0: {"runs": 20}, 500: {"runs": 2}}),
     Scenario(
-        "growth", "01", {0: {"turns": [1, 50, 100, 200, 400], "seconds": 80}}, {0: {"turns": [1, 50], "seconds": 10}}
+        "growth", "01", {0: {"turns": [1, 50, 100, 200, 400], "seconds": 60}}, {0: {"turns": [1, 20], "seconds": 10}}
     ),
     Scenario(
         "conversations",
         "01",
-        {delay: {"levels": [1, 10, 100, 400], "seconds": 3} for delay in (0, 500)},
+        {delay: {"levels": [1, 10, 100, 400], "seconds": 2} for delay in (0, 500)},
         {0: {"levels": [1, 10], "seconds": 1}},
     ),
-    Scenario("stream", "03", {0: {"runs": 50}, 500: {"runs": 7}}, {0: {"runs": 10}}),
-    Scenario("chain", "04", {0: {"runs": 100}, 500: {"runs": 7}}, {0: {"runs": 20}}),
+    Scenario("stream", "03", {0: {"runs": 50}, 500: {"runs": 5}}, {0: {"runs": 10}}),
+    Scenario("chain", "04", {0: {"runs": 100}, 500: {"runs": 5}}, {0: {"runs": 20}}),
     Scenario("chains", "04", {50: {"count": 200, "rounds": 3}}, {50: {"count": 50, "rounds": 1}}),
     Scenario("recovery", "04", {2000: {"rounds": 3}}, {2000: {"rounds": 1}}, alone=True),
-    Scenario("two", "05", {0: {"runs": 100}, 500: {"runs": 7}}, {0: {"runs": 20}}),
+    Scenario("two", "05", {0: {"runs": 100}, 500: {"runs": 5}}, {0: {"runs": 20}}),
     Scenario("decision", "07", {0: {"waiting": 30}, 500: {"waiting": 30}}, {0: {"waiting": 30}}),
 ]
 
@@ -111,7 +111,7 @@ class Bench:
         except subprocess.TimeoutExpired:
             raise Failed(f"It was not done within {SCENARIO_SECONDS:g} s.") from None
         finally:
-            self.stack.stop(process)
+            self.stack.stop(process, patience=4 * STOP_SECONDS)  # it may have processes of its own to end
         if process.returncode:
             raise Failed(errors.strip() or f"It ended with exit code {process.returncode}.")
         return json.loads(output)

@@ -374,7 +374,7 @@ def start(runs: int, sample: str) -> Results:
         if done.returncode:
             raise Failed(f"run.py 01 ends with exit code {done.returncode}:\n{done.stderr[-2000:]}")
 
-    commands = [took(run_sample) / SECOND for _ in range(runs + 1)][1:]
+    commands = [took(run_sample) / SECOND for _ in range(runs)]
     with Stack() as stack:
         env = stack.settings(Path(sample), stack.model(0).address)
         starts = []

@@ -122,16 +122,17 @@ class Stack:
             stdout=subprocess.PIPE,
             stderr=errors,
             encoding="utf-8",
+            errors="replace",
             start_new_session=True,
         )
         self._processes.append(popen)
         return popen
 
-    def stop(self, popen: subprocess.Popen[str]) -> None:
-        """End a process."""
+    def stop(self, popen: subprocess.Popen[str], patience: float = STOP_SECONDS) -> None:
+        """End a process, within so many seconds by force."""
         popen.terminate()
         with suppress(subprocess.TimeoutExpired):
-            popen.wait(STOP_SECONDS)
+            popen.wait(patience)
         popen.kill()
         popen.wait()
         self._processes.remove(popen)
