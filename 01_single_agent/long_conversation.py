@@ -7,6 +7,7 @@ summary in one step, or after a crash neither, and does the operation again.
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any, cast
@@ -71,6 +72,9 @@ class _Registration:
         take_turn = self._take_turn
 
         class BoundedConversation(entity_class):
+            def get_state(self, *args: Any, **kwargs: Any) -> Any:
+                return _with_dates(super().get_state(*args, **kwargs))
+
             def run(self, request: Any) -> Any:
                 return take_turn(self, super().run, request)
 
@@ -145,6 +149,15 @@ class _Registration:
                 raise ValueError("the model's summary is empty")
             summary = HEADING + answer.text.strip()[:SUMMARY_CHARACTERS]
         return summary
+
+
+def _with_dates(state: dict[str, Any]) -> dict[str, Any]:
+    """The stored conversation with its dates read. The package's own way takes ten times as long as all else in it."""
+    for entry in state.get("data", {}).get("conversationHistory", []):
+        for dated in (entry, *entry.get("messages", [])):
+            with suppress(KeyError, TypeError, ValueError):
+                dated["createdAt"] = datetime.fromisoformat(dated["createdAt"])
+    return state
 
 
 def _stored_bytes(entity: AgentEntityStateProviderMixin) -> int:

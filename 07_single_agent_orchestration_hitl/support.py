@@ -6,6 +6,7 @@ The same file in every sample, so that each folder can be copied out alone.
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import signal
@@ -27,6 +28,7 @@ from agent_framework_durabletask import (
     DurableAgentState,
     DurableAIAgent,
     DurableAIAgentClient,
+    DurableStateFields,
     RunRequest,
 )
 from azure.core.exceptions import ClientAuthenticationError
@@ -387,9 +389,9 @@ class _AskingExecutor(DurableAgentExecutor[AgentResponse]):
                 if not out_of_reach or time.monotonic() - last_contact > OUTAGE_SECONDS:
                     raise
                 state = seen
-            if state != seen:  # to read a long conversation takes longer than to fetch it
+            if state != seen:
                 seen = state
-                if answer := DurableAgentState.from_json(state).try_get_agent_response(correlation_id):
+                if answer := _find_answer(state, correlation_id):
                     return require_answer(answer)
             time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
             pause = min(pause * 1.1, 0.25)
@@ -410,6 +412,17 @@ class _AskingExecutor(DurableAgentExecutor[AgentResponse]):
 
 def _entity_id(session_id: AgentSessionId) -> EntityInstanceId:
     return EntityInstanceId(session_id.entity_name, session_id.key)
+
+
+def _find_answer(state: str, correlation_id: str) -> AgentResponse | None:
+    """The answer to one request in a stored conversation, of which the package would read every entry."""
+    stored = json.loads(state)
+    data = stored[DurableStateFields.DATA]
+    turns = data[DurableStateFields.CONVERSATION_HISTORY]
+    data[DurableStateFields.CONVERSATION_HISTORY] = [
+        turn for turn in turns if turn.get(DurableStateFields.CORRELATION_ID) == correlation_id
+    ]
+    return DurableAgentState.from_dict(stored).try_get_agent_response(correlation_id)
 
 
 def key_of(session: DurableAgentSession) -> str:
