@@ -19,6 +19,6 @@ RUN useradd --uid 10001 --no-create-home worker && install -d -o worker /data
 ENV EMAIL_DIRECTORY=/data CONTENT_DIRECTORY=/data
 USER 10001
 
-# Without a shell in between, SIGTERM reaches the worker: it gives the calls in hand 10 seconds and ends with code 0.
+# Without a shell in between, SIGTERM reaches the worker: it hands its work back and ends with code 0 within 10 seconds.
 # There is no HEALTHCHECK: a worker listens on no port, and one that loses its scheduler connects again by itself.
 CMD ["python", "worker.py"]
