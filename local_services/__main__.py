@@ -138,7 +138,7 @@ def run_sample(
         # What the worker has in hand ends with a scheduler of this run anyway.
         supervisor.stop(hurry=SCHEDULER in started)
     if SCHEDULER in started:
-        note("The scheduler of this run has ended, and its conversations with it. `python3 run.py up` keeps one.")
+        note("The scheduler of this run has ended, and with it all that it kept. `python3 run.py up` keeps one.")
     return code
 
 

@@ -175,7 +175,7 @@ def test_stdout_is_the_clients_and_stderr_tells_the_rest(project: Project, tmp_p
         "worker │ AZURE_OPENAI_API_KEY local",
         "worker │ REDIS_CONNECTION_STRING",
         "worker │ Worker ready",
-        "The scheduler of this run has ended, and its conversations with it. `python3 run.py up` keeps one.",
+        "The scheduler of this run has ended, and with it all that it kept. `python3 run.py up` keeps one.",
     ]
     assert project.left_behind() == []
 
