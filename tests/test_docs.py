@@ -120,7 +120,7 @@ def python_for(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Pat
 
 FOUND_IN = {  # where a reader finds what stands in capitals; the latest counts
     "KEY": r"(?:--session|Conversation) (\w+)",
-    "ID": r"--cursor (\S+)|Orchestration: +(\w+)|^([0-9a-f]{32})$",
+    "ID": r"--cursor (\S+)|Orchestration: +(\w+)|^([0-9a-f]{32})(?:$|  draft)",
 }
 
 
@@ -147,14 +147,12 @@ class Reader:
 
     def type(self, command: str) -> None:
         """Do what the command says, as far as it is for this folder."""
+        if re.match(r"python review\.py \w+ ID", command):
+            self.output += eventually(self._drafts_to_review, "a draft to review")
         words = shlex.split(re.sub(r"\b(KEY|ID)\b", lambda match: self._found(match[1]), command))
         kind = kind_of(command)
         if kind == "worker":
-            if self.worker:
-                self.worker.stop()
-            settings = dict(word.split("=", 1) for word in words[:-2])
-            self.worker = self._start(self.python, words[-1], cwd=self.folder, env=self.environment | settings)
-            self.worker.wait_for("Worker ready")
+            self._start_worker(words[-1], dict(word.split("=", 1) for word in words[:-2]))
         elif kind == "kill":
             assert self.worker
             self.worker.kill()
@@ -171,6 +169,14 @@ class Reader:
         assert found, f"nothing has printed {placeholder}"
         return "".join(found[-1])
 
+    def _start_worker(self, program: str, settings: dict[str, str]) -> None:
+        if self.worker and self.worker.popen.poll() is None:
+            if not settings:
+                return
+            self.worker.stop()
+        self.worker = self._start(self.python, program, cwd=self.folder, env=self.environment | settings)
+        self.worker.wait_for("Worker ready")
+
     def _python(self, words: list[str], stdin: str = "") -> Process:
         process = self._start(self.python, *words[1:], cwd=self.folder, env=self.environment)
         assert process.popen.stdin
@@ -182,8 +188,6 @@ class Reader:
         stdin = "Tell me a joke." if "--chat" in words else ""
         if "<" in words:
             words, stdin = words[: words.index("<")], (self.folder / words[-1]).read_text()
-        if words[1] == "review.py" and len(words) > 2 and words[2] != "list":
-            eventually(lambda: words[3] in self._listed(), "a draft to review")
         process = self._python(words, stdin)
         eventually(lambda: process.popen.poll() is not None or "waits for a decision: " in process.output, str(words))
         if process.popen.poll() is None:
@@ -196,10 +200,10 @@ class Reader:
         else:
             assert (code, "Traceback" in process.errors) == (0, False), (words, process.errors)
 
-    def _listed(self) -> str:
+    def _drafts_to_review(self) -> str:
         listing = self._python(["python", "review.py", "list"])
         assert listing.wait() == 0, listing.errors
-        return listing.output
+        return listing.output if "  draft " in listing.output else ""
 
 
 @pytest.mark.parametrize("folder", SAMPLES, ids=lambda folder: folder.name[:2])
