@@ -140,7 +140,11 @@ def add_waiting_arguments(parser: argparse.ArgumentParser, timeout: float = 120.
     way.add_argument("--no-wait", action="store_true", help="start, print the instance id, and leave")
     way.add_argument("--instance", metavar="ID", help="come back to what was started earlier")
     parser.add_argument(
-        "--timeout", type=float, default=timeout, metavar="SECONDS", help=f"how long to wait ({timeout:g})"
+        "--timeout",
+        type=float,
+        default=timeout,
+        metavar="SECONDS",
+        help=f"how long to wait for the result ({timeout:g})",
     )
 
 
@@ -202,6 +206,7 @@ def result_of(
                 began = time.monotonic()
                 on_change(state)
                 deadline += time.monotonic() - began
+                progress = _Progress()
             elif not left:
                 raise AgentError(f"No result within {timeout:g} s ({where}). {_come_back(instance_id)}")
             progress.show(where)

@@ -6,7 +6,7 @@ from typing import Any
 
 from durabletask.client import OrchestrationState, TaskHubGrpcClient
 from models import Review
-from review import ORCHESTRATION, decide, print_draft, waiting_review
+from review import ORCHESTRATION, decide, headline, print_draft, waiting_review
 from steps import add_waiting_arguments, announce, result_of, start_or_resume
 from support import AgentError, UsageError, run, scheduler_client
 
@@ -27,14 +27,12 @@ def main() -> None:
             return
         print(f"Orchestration: {instance}", flush=True)
         answers = typed if at_terminal else left_to_others if arguments.instance else demonstrated
-        state = result_of(client, instance, arguments.timeout, on_change=Conversation(client, answers))
+        state = result_of(client, instance, arguments.timeout, on_change=Dialogue(client, answers))
     published = state.get_output()
-    print(
-        f"\n{str(state.get_custom_status()).partition(chr(10))[0]}\n\n# {published['title']}\n\n{published['content']}"
-    )
+    print(f"\n{headline(state)}\n\n# {published['title']}\n\n{published['content']}")
 
 
-class Conversation:
+class Dialogue:
     """Shows each draft once, as it comes, and sends what the reviewer answers."""
 
     def __init__(self, client: TaskHubGrpcClient, answers: Any) -> None:
@@ -102,7 +100,7 @@ def request_of(arguments: argparse.Namespace, at_terminal: bool) -> dict[str, An
 def parse_arguments() -> argparse.Namespace:
     """The command line. Raises UsageError where it makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--topic", help=f"what the article is about (default: {TOPIC})")
+    parser.add_argument("topic", nargs="?", help=f"what the article is about (default: {TOPIC})")
     parser.add_argument("--attempts", type=int, default=3, metavar="N", help="how many drafts at most (3)")
     parser.add_argument(
         "--review-timeout", type=float, default=300, metavar="SECONDS", help="for the decision on each draft (300)"

@@ -178,7 +178,13 @@ def parse_arguments() -> argparse.Namespace:
         command = commands.add_parser(name, help=f"{name} the draft that waits")
         command.add_argument("id", metavar="ID")
         command.add_argument("--draft", type=int, metavar="N", help="the one you have seen (default: the one waiting)")
-        command.add_argument("--timeout", type=float, default=CONFIRM_SECONDS, metavar="SECONDS", help="(10)")
+        command.add_argument(
+            "--timeout",
+            type=float,
+            default=CONFIRM_SECONDS,
+            metavar="SECONDS",
+            help=f"how long to wait for a worker to take it up ({CONFIRM_SECONDS:g})",
+        )
         if name == "reject":
             command.add_argument("--feedback", required=True, help="what the next draft should do better")
         else:

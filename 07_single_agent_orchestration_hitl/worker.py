@@ -1,4 +1,4 @@
-"""Waits for people. An agent drafts, a person approves or rejects, and no process has to live while they think."""
+"""Waits for a person to approve or reject a draft. An agent writes it, and no process has to live meanwhile."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ When you are given an article and a reviewer's feedback, revise it by the feedba
 def create_writer() -> Agent[Any]:
     """An ordinary agent, which answers with a Draft; it does not know that a person will judge it."""
     return Agent[Any](
-        chat_client(),
+        client=chat_client(),
         name="WriterAgent",
         instructions=INSTRUCTIONS,
         default_options={"response_format": Draft},

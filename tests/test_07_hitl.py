@@ -398,7 +398,7 @@ def test_without_a_terminal_the_client_shows_a_whole_review(
     articles: Sample, model: ScriptedModel, tmp_path: Path
 ) -> None:
     worker = articles.start_worker()
-    client = articles.run_client("--topic", "tea")
+    client = articles.run_client("tea")
     assert client.wait() == 0, client.errors
     assert client.output.index("Draft 1 of 3") < client.output.index("Make it shorter") < client.output.index("Draft 2")
     assert "Approved." in client.output
@@ -485,7 +485,7 @@ class Terminal:
 
 def test_the_long_running_way(articles: Sample, tmp_path: Path) -> None:
     articles.start_worker()
-    client = articles.run_client("--topic", "tea", "--no-wait")
+    client = articles.run_client("tea", "--no-wait")
     assert client.wait() == 0
     instance = client.output.strip()
     assert f"python review.py show {instance}" in client.errors
@@ -867,7 +867,7 @@ def test_a_model_that_fails_for_good(articles: Sample, model: ScriptedModel) -> 
         ("review.py", ["approve", "nobody", "--draft", "0"], "--draft"),
         ("review.py", [], "command"),
         ("client.py", ["--instance", "nobody"], "nobody"),
-        ("client.py", ["--instance", "nobody", "--topic", "tea"], "--instance"),
+        ("client.py", ["--instance", "nobody", "tea"], "--instance"),
         ("client.py", ["--attempts", "many"], "--attempts"),
     ],
 )
@@ -885,7 +885,7 @@ def test_the_commands_of_the_readme(articles: Sample) -> None:
     articles.start_worker()
     finished = instance_of(articles.run_client())
     commands = readme_commands(articles)
-    assert len(commands) == 4
+    assert len(commands) == 5
     for arguments in commands:
         client = articles.run_client(*[finished if word == "ID" else word for word in arguments])
         assert client.wait() == 0, (arguments, client.errors)
@@ -903,7 +903,7 @@ def test_the_commands_of_the_readme(articles: Sample) -> None:
 
 
 def test_worker_and_client_in_one_process(articles: Sample) -> None:
-    sample = articles.run_client("--topic", "tea", program="sample.py")
+    sample = articles.run_client("tea", program="sample.py")
     assert sample.wait() == 0, sample.errors
     assert "Published as" in sample.output
 

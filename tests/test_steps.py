@@ -7,8 +7,9 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -311,15 +312,21 @@ def test_a_scheduler_away_for_good_is_given_up(chain: Sample, wire: Wire) -> Non
     assert_fails(client, 2, wire.address, "does not answer")
 
 
-def test_a_change_of_the_custom_status_is_told_while_waiting(
-    chain: Sample, model: ScriptedModel, steps: ModuleType
-) -> None:
+@pytest.fixture
+def half_way(chain: Sample, model: ScriptedModel) -> str:
+    """An orchestration that shows its draft, while the model is held at the second call."""
     chain.start_worker()
     gate = model.held = threading.Event()
     instance = chain.run_client("--no-wait").output.strip()
     eventually(lambda: model.requests, "the first call")
     model.held = threading.Event()
     gate.set()
+    return instance
+
+
+def test_a_change_of_the_custom_status_is_told_while_waiting(
+    half_way: str, chain: Sample, model: ScriptedModel, steps: ModuleType
+) -> None:
     told: list[Any] = []
 
     def on_change(state: Any) -> None:
@@ -328,9 +335,33 @@ def test_a_change_of_the_custom_status_is_told_while_waiting(
         model.held.set()
 
     with scheduler_client(chain) as client:
-        state = steps.result_of(client, instance, 60, on_change)
+        state = steps.result_of(client, half_way, 60, on_change)
     assert told == ["Learning something new every day makes life better."]
     assert state.get_output()
+
+
+def test_what_a_person_takes_to_answer_is_not_counted(
+    half_way: str,
+    chain: Sample,
+    model: ScriptedModel,
+    steps: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    thought = 0.0
+
+    def on_change(_: Any) -> None:
+        nonlocal thought
+        thought += 1000
+        assert model.held
+        model.held.set()
+
+    monkeypatch.setattr(steps, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + thought, sleep=time.sleep))
+    monkeypatch.setattr(steps, "QUIET_SECONDS", 500.0)
+    with scheduler_client(chain) as client:
+        assert steps.result_of(client, half_way, 60, on_change).get_output()
+    assert thought
+    assert capsys.readouterr().err == ""
 
 
 class Terminal(io.StringIO):
