@@ -5,7 +5,7 @@ import sys
 
 from agent_framework import AgentResponse
 from agent_framework_durabletask import AgentSessionId, DurableAgentSession, DurableAIAgent
-from support import AgentError, UsageError, agent_client, run
+from support import AgentError, UsageError, agent_client, key_of, run
 
 DEMO = ["Tell me a joke about a pirate.", "Now explain that joke."]  # the second needs the first
 
@@ -22,14 +22,15 @@ def main() -> None:
         if not agents.stored_conversation(session).message_count:
             print(f"(Conversation {arguments.session} is not known here: it begins now.)", file=sys.stderr)
 
+    key = key_of(session)
+    print(f"Conversation {key}", flush=True)  # first: who leaves before the answer can look for it later
     if arguments.chat:
         chat(joker, session)
     else:
         for message in [arguments.message] if arguments.message else DEMO:
             print(f"You:   {message}", flush=True)
             tell(joker, session, message)
-    print(f"\nThe conversation's key is {key(session)}. To continue it, now or tomorrow:")
-    print(f'  python client.py --session {key(session)} "What did I ask first?"')
+    print(f'To go on:\n  python client.py --session {key} "What did I ask first?"')
 
 
 def tell(joker: DurableAIAgent[AgentResponse], session: DurableAgentSession, message: str) -> None:
@@ -45,6 +46,7 @@ def chat(joker: DurableAIAgent[AgentResponse], session: DurableAgentSession) -> 
         try:
             message = input("You:   ").strip()
         except EOFError:
+            print()
             return
         if message == "exit":
             return
@@ -55,19 +57,15 @@ def chat(joker: DurableAIAgent[AgentResponse], session: DurableAgentSession) -> 
                 print(f"(no answer) {error}\n", flush=True)
 
 
-def key(session: DurableAgentSession) -> str:
-    """What names the conversation, together with the agent's name."""
-    assert session.durable_session_id is not None
-    return session.durable_session_id.key
-
-
 def parse_arguments() -> argparse.Namespace:
     """The command line. Raises UsageError where it makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("message", nargs="?", help="what to say to Joker (default: a demonstration of two turns)")
     parser.add_argument("--session", metavar="KEY", help="continue the conversation with this key")
     parser.add_argument("--chat", action="store_true", help="talk until 'exit' or Ctrl-D")
-    parser.add_argument("--timeout", type=float, default=120, metavar="SECONDS", help="for each answer (120)")
+    parser.add_argument(
+        "--timeout", type=float, default=120, metavar="SECONDS", help="how long to wait for each answer (120)"
+    )
     arguments = parser.parse_args()
     if arguments.message is not None and not arguments.message.strip():
         raise UsageError('The message is empty. Try: python client.py "Tell me a joke about a cat."')

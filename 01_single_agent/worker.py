@@ -13,7 +13,7 @@ def create_joker() -> Agent:
 
 
 def create_worker() -> DurableTaskSchedulerWorker:
-    """A worker that hosts Joker. Each conversation becomes an entity of its own: the name dafx-Joker, and a key."""
+    """A worker that hosts Joker. Each conversation becomes an entity of its own: the name dafx-joker, and a key."""
     worker = scheduler_worker()
     # The scheduler stores 1 MB of a conversation; with SUMMARIZE_AFTER_TURNS set, it goes on from a summary in time.
     DurableAIAgentWorker(bounded_conversations(worker, summarize_after_turns())).add_agent(create_joker())

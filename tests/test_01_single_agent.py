@@ -27,7 +27,7 @@ def joker(sample: Callable[[str], Sample]) -> Sample:
 
 
 def key_of(client: Process) -> str:
-    match = re.search(r"key is (\w+)", client.output)
+    match = re.search(r"^Conversation (\w+)$", client.output, re.MULTILINE)
     assert match, client.output + client.errors
     return match[1]
 
@@ -171,19 +171,33 @@ def test_a_question_asked_while_no_worker_runs_is_answered_when_one_does(joker: 
     assert answers(client)
 
 
-def test_a_stopping_worker_waits_for_the_call_in_hand_no_longer_than_bounded(
+def test_a_stopping_worker_hands_its_work_back_at_once_and_ends_in_bounded_time(
     joker: Sample, model: ScriptedModel
 ) -> None:
     model.held = threading.Event()
     worker = joker.start_worker()
     client = joker.start_client("Hello")
     eventually(lambda: model.requests, "the model is asked")
+    joker.start_worker()
     worker.signal(signal.SIGTERM)
+    eventually(lambda: len(model.requests) == 2, "the other worker asks")
+    assert worker.popen.poll() is None, "the first had time left to end in"
     assert worker.wait(30) == 0
     assert worker.errors == ""
     model.held.set()
-    joker.start_worker()
     assert client.wait() == 0
+
+
+def test_a_client_that_leaves_finds_its_answer_later(joker: Sample, model: ScriptedModel) -> None:
+    model.held = threading.Event()
+    joker.start_worker()
+    client = joker.start_client("Tell me a joke about a cat.")
+    eventually(lambda: model.requests, "the model is asked")
+    client.signal(signal.SIGINT)
+    assert client.wait() == 130, client.errors
+    model.held.set()
+    later = joker.run_client("--session", key_of(client), "What did I ask first?")
+    assert "Tell me a joke about a cat." in answers(later)[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
