@@ -6,7 +6,7 @@ import sys
 from agent_framework_durabletask import AgentSessionId, DurableAgentSession
 from models import Routing
 from pydantic import ValidationError
-from support import AgentClient, AgentError, UsageError, agent_client, run
+from support import AgentClient, AgentError, UsageError, agent_client, key_of, run
 
 AGENTS = ["PhysicistAgent", "ChemistAgent", "RouterAgent"]
 DEMO = [
@@ -77,11 +77,9 @@ def show_keys(conversations: Conversations) -> None:
     """Print how to go on with each expert: its conversation is its name and a key."""
     experts = {name: session for name, session in conversations.sessions.items() if name != "RouterAgent"}
     if experts:
-        print("Each expert has a conversation of its own. To continue one, now or tomorrow:")
+        print("Each expert has a conversation of its own. To go on:")
     for agent_name, session in experts.items():
-        assert session.durable_session_id is not None
-        key = session.durable_session_id.key
-        print(f'  python client.py --agent {agent_name} --session {key} "Please explain that more simply."')
+        print(f'  python client.py --agent {agent_name} --session {key_of(session)} "Please explain that more simply."')
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -90,7 +88,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("question", nargs="?", help="what to ask (default: a demonstration of five questions)")
     parser.add_argument("--agent", metavar="NAME", help=f"ask this agent, without the router: {', '.join(AGENTS)}")
     parser.add_argument("--session", metavar="KEY", help="continue the conversation with this key; needs --agent")
-    parser.add_argument("--timeout", type=float, default=120, metavar="SECONDS", help="for each answer (120)")
+    parser.add_argument(
+        "--timeout", type=float, default=120, metavar="SECONDS", help="how long to wait for each answer (120)"
+    )
     arguments = parser.parse_args()
     if arguments.question is not None and not arguments.question.strip():
         raise UsageError('The question is empty. Try: python client.py "What is entropy?"')

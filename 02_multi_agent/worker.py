@@ -18,10 +18,18 @@ def create_agents() -> list[Agent[Any]]:
     """The agents; what makes one a router is its instructions, and the form in which it must answer."""
     model = chat_client()
     return [
-        Agent(model, name="PhysicistAgent", instructions="You are an expert in physics. Answer in a few sentences."),
-        Agent(model, name="ChemistAgent", instructions="You are an expert in chemistry. Answer in a few sentences."),
+        Agent(
+            client=model,
+            name="PhysicistAgent",
+            instructions="You are an expert in physics. Answer from a physics perspective, in a few sentences.",
+        ),
+        Agent(
+            client=model,
+            name="ChemistAgent",
+            instructions="You are an expert in chemistry. Answer from a chemistry perspective, in a few sentences.",
+        ),
         Agent[Any](
-            model,
+            client=model,
             name="RouterAgent",
             instructions=ROUTING_INSTRUCTIONS,
             default_options={"response_format": Routing},

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from agent_framework_durabletask import AgentSessionId, DurableAgentSession
 from redis_stream_response_handler import START, StreamChunk, stream_handler
-from support import AgentError, UsageError, agent_client, run
+from support import AgentError, UsageError, agent_client, key_of, run
 
 DEMO = "Plan a 3-day trip to Tokyo next week. I like food and gardens."
 
@@ -22,8 +22,7 @@ def main() -> None:
     streams = stream_handler(lambda key: agents.stored_conversation(conversation(key)), patience=arguments.timeout)
 
     session = conversation(arguments.session) if arguments.session else planner.create_session()
-    assert session.durable_session_id is not None
-    key = session.durable_session_id.key
+    key = key_of(session)
     print(f"Conversation {key}", flush=True)
     correlation_id = None
     if arguments.message:
@@ -96,7 +95,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--session", metavar="KEY", help="of a conversation; without a message, read its last answer")
     parser.add_argument("--cursor", metavar="ID", help="read on after this entry of the stream")
     parser.add_argument("--disconnect-after", type=int, metavar="N", help="leave after N chunks, to try --cursor")
-    parser.add_argument("--timeout", type=float, default=120, metavar="SECONDS", help="to hear something in (120)")
+    parser.add_argument(
+        "--timeout", type=float, default=120, metavar="SECONDS", help="how long to wait for the next piece (120)"
+    )
     arguments = parser.parse_args()
     if arguments.message is not None and not arguments.message.strip():
         raise UsageError('The message is empty. Try: python client.py "Plan a weekend in Lisbon."')

@@ -14,7 +14,7 @@ Keep to the number of days that you are asked for."""
 
 
 def create_planner() -> Agent:
-    """An agent with two tools. It knows nothing of streams: they are the worker's business."""
+    """An agent with two tools, on a model that answers piece by piece. Where the pieces go is the worker's business."""
     return Agent(
         client=chat_client(stream=True),
         name="TravelPlanner",

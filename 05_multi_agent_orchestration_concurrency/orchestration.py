@@ -8,10 +8,14 @@ from models import Question
 from steps import Step, StepFailed, checked, read_input, retry_pauses
 
 
+class AnswerMissing(Exception):
+    """An expert has no answer; the message names each such expert, and says why."""
+
+
 def multi_agent_concurrent_orchestration(context: OrchestrationContext, question: Any) -> Step[dict[str, str]]:
     """Ask both experts the same question at the same time, and return both answers.
 
-    Raises RuntimeError naming each expert that has no answer; what the other one said is then in the custom status.
+    Raises AnswerMissing if one of them has none in the end; what the other one said is then in the custom status.
     """
     question = read_input(Question, question).root
     agents = DurableAIAgentOrchestrationContext(context)
@@ -40,5 +44,5 @@ def multi_agent_concurrent_orchestration(context: OrchestrationContext, question
             break
 
     if failures:
-        raise RuntimeError("\n".join(map(str, failures.values())))
+        raise AnswerMissing("\n".join(map(str, failures.values())))
     return {name: answers[name] for name in experts}

@@ -9,17 +9,17 @@ from support import chat_client, run, scheduler_worker, serve
 
 def create_experts() -> list[Agent]:
     """Two ordinary agents that know nothing of each other."""
-    client = chat_client()
+    model = chat_client()
     return [
         Agent(
-            client=client,
+            client=model,
             name="PhysicistAgent",
-            instructions="You are an expert in physics. You answer questions from a physics perspective.",
+            instructions="You are an expert in physics. Answer from a physics perspective, in a few sentences.",
         ),
         Agent(
-            client=client,
+            client=model,
             name="ChemistAgent",
-            instructions="You are an expert in chemistry. You answer questions from a chemistry perspective.",
+            instructions="You are an expert in chemistry. Answer from a chemistry perspective, in a few sentences.",
         ),
     ]
 

@@ -1,4 +1,4 @@
-"""Routes work by an agent's answer. Spam is put aside, any other email is answered, and each effect happens once."""
+"""Lets an agent's answer choose the branch. Spam is put aside, other email answered, and each effect happens once."""
 
 from typing import Any
 
@@ -24,13 +24,13 @@ def create_agents() -> list[Agent[Any]]:
     model = chat_client()
     return [
         Agent[Any](
-            model,
+            client=model,
             name="SpamDetectionAgent",
             instructions=DETECTION_INSTRUCTIONS,
             default_options={"response_format": SpamVerdict},
         ),
         Agent[Any](
-            model,
+            client=model,
             name="EmailAssistantAgent",
             instructions=ASSISTANT_INSTRUCTIONS,
             default_options={"response_format": EmailReply},

@@ -220,7 +220,7 @@ def test_the_commands_of_the_readme(experts: Sample) -> None:
     experts.start_worker()
     key = keys(experts.run_client("Why does iron rust?"))["ChemistAgent"]
     commands = readme_commands(experts)
-    assert len(commands) == 5
+    assert len(commands) == 6
     for arguments in commands:
         client = experts.run_client(*(key if word == "KEY" else word for word in arguments))
         assert client.wait() == 0, client.errors

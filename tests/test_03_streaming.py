@@ -326,7 +326,7 @@ def test_a_second_turn_streams_alone(planner: Planner) -> None:
 def test_the_commands_of_the_readme(planner: Planner) -> None:
     planner.sample.start_worker()
     commands = readme_commands(planner.sample)
-    assert len(commands) == 6
+    assert len(commands) == 7
     key = cursor = ""
     for arguments in commands:
         client = planner.ask(*({"KEY": key, "ID": cursor}.get(word, word) for word in arguments))
