@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 5.0  # to reach the scheduler before saying that it is not there
 OUTAGE_SECONDS = 10.0  # how long a client that waits for an answer puts up with a scheduler out of reach
+LOOK_SECONDS = 0.004  # one look for an answer keeps a scheduler and a client so busy; many that wait must share
 STOP_SECONDS = 10.0  # to end in; another worker takes up at once what this one has in hand
 
 log = logging.getLogger("sample")
@@ -365,6 +366,7 @@ class _AskingExecutor(DurableAgentExecutor[AgentResponse]):
     def __init__(self, client: TaskHubGrpcClient, timeout: float) -> None:
         self._client = client
         self._timeout = timeout
+        self._waiting: set[str] = set()  # the correlation ids
 
     def run_durable_agent(
         self, agent_name: str, run_request: RunRequest, session: AgentSession | None = None
@@ -377,7 +379,14 @@ class _AskingExecutor(DurableAgentExecutor[AgentResponse]):
         return AgentResponse(messages=[Message("system", ["accepted"])], response_id=run_request.correlation_id)
 
     def _wait(self, session_id: AgentSessionId, correlation_id: str) -> AgentResponse:
-        """Look often at first, for a quick model, and then ever less, up to four times a second."""
+        """Look often at first, for a quick model, and then ever less; less, too, the more of this process wait."""
+        self._waiting.add(correlation_id)
+        try:
+            return self._look_until_there(session_id, correlation_id)
+        finally:
+            self._waiting.discard(correlation_id)
+
+    def _look_until_there(self, session_id: AgentSessionId, correlation_id: str) -> AgentResponse:
         deadline = time.monotonic() + self._timeout
         last_contact, pause, seen = time.monotonic(), 0.002, ""
         while time.monotonic() < deadline:
@@ -393,8 +402,9 @@ class _AskingExecutor(DurableAgentExecutor[AgentResponse]):
                 seen = state
                 if answer := _find_answer(state, correlation_id):
                     return require_answer(answer)
-            time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
-            pause = min(pause * 1.1, 0.25)
+            shared = LOOK_SECONDS * (len(self._waiting) - 1)
+            time.sleep(max(0.0, min(max(pause, shared), deadline - time.monotonic())))
+            pause = min(pause * 1.15, 0.25)
         raise AgentError(
             f"No answer from {session_id.name} within {self._timeout:g} s. Is its worker running (python worker.py)? "
             f"The question is kept, and answered when one is: see conversation {session_id.key}."
