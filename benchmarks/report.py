@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pygal
-from pygal.style import CleanStyle
 
 PACKAGES = (
     "agent-framework-core",
@@ -208,6 +206,9 @@ def _table(head: list[str], body: list[list[str]], markdown: bool) -> str:
 
 def draw(rows: list[Row], path: Path) -> None:
     """Write an SVG of the times that have a target in milliseconds, beside the direct calls and that target."""
+    import pygal  # puts a hook of its own into Python's imports, which complains in every import after it
+    from pygal.style import CleanStyle
+
     shown = [(row, row.target) for row in reversed(rows) if row.target and row.unit == "ms"]  # from the bottom up
     chart = pygal.HorizontalBar(
         js=[],  # nothing is fetched when somebody opens it
