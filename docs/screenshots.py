@@ -38,7 +38,7 @@ def main() -> None:
             supervisor.start_worker(SAMPLES[number], env)
         for number in ("06", "03", "01", "05"):
             run_client(number, env)
-        run_client("07", env, "--no-wait", "--topic", "paper maps")
+        run_client("07", env, "--no-wait", "paper maps")
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
             page = browser.new_page(viewport={"width": 1120, "height": 700})

@@ -163,7 +163,7 @@ def test_a_draft_is_read_rejected_and_approved(
 ) -> None:
     writer = sample("07")
     writer.start_worker(CONTENT_DIRECTORY=str(tmp_path))
-    instance = started(writer, "--topic", "paper maps")
+    instance = started(writer, "paper maps")
     page.goto(f"{dashboard}/?hub={hub}")
     expect(page.get_by_text("Requesting human feedback on draft 1 of 3")).to_be_visible()
     page.get_by_role("link", name="content_generation_hitl_orchestration").click()
@@ -198,7 +198,7 @@ def test_a_decision_on_an_older_draft_is_told_that_it_does_not_count(
 ) -> None:
     writer = sample("07")
     writer.start_worker(CONTENT_DIRECTORY=str(tmp_path))
-    instance = started(writer, "--topic", "paper maps")
+    instance = started(writer, "paper maps")
     page.goto(orchestration_url(dashboard, hub, instance))
     page.get_by_role("button", name="Reject with feedback").click()
     field = page.get_by_label("What should the next draft do better?")
@@ -217,7 +217,7 @@ def test_a_conversation_is_a_chat_that_grows(
 ) -> None:
     joker = sample("01")
     joker.start_worker()
-    key = re.search(r"key is (\w+)", joker.run_client().output)
+    key = re.search(r"Conversation (\w+)", joker.run_client().output)
     assert key
     page.goto(f"{dashboard}/?hub={hub}")  # there are no orchestrations: it shows the sessions at once
     expect(page.get_by_role("row", name="Joker")).to_contain_text(key[1])
@@ -464,7 +464,7 @@ def test_suspend_resume_terminate_restart_purge(
 
     writer = sample("07")
     writer.start_worker(CONTENT_DIRECTORY=str(tmp_path))
-    page.goto(orchestration_url(dashboard, hub, started(writer, "--topic", "paper maps")))
+    page.goto(orchestration_url(dashboard, hub, started(writer, "paper maps")))
     status = page.locator(".status")
     expect(page.locator(".draft")).to_be_visible()
     act("Suspend")
@@ -495,7 +495,7 @@ def test_an_events_payload_is_checked_before_it_is_sent(
 ) -> None:
     writer = sample("07")
     writer.start_worker(CONTENT_DIRECTORY=str(tmp_path))
-    instance = started(writer, "--topic", "paper maps")
+    instance = started(writer, "paper maps")
     page.goto(orchestration_url(dashboard, hub, instance))
     expect(page.locator(".draft")).to_be_visible()
     page.get_by_role("button", name="Raise event").click()
