@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 5.0  # to reach the scheduler before saying that it is not there
 OUTAGE_SECONDS = 10.0  # how long a client that waits for an answer puts up with a scheduler out of reach
-LOOK_SECONDS = 0.004  # one look for an answer keeps a scheduler and a client so busy; many that wait must share
+LOOK_SECONDS = 0.004  # until the first look for an answer; each that waits adds as much, so that all look less often
 STOP_SECONDS = 10.0  # to end in; another worker takes up at once what this one has in hand
 
 log = logging.getLogger("sample")
@@ -388,7 +388,7 @@ class _AskingExecutor(DurableAgentExecutor[AgentResponse]):
 
     def _look_until_there(self, session_id: AgentSessionId, correlation_id: str) -> AgentResponse:
         deadline = time.monotonic() + self._timeout
-        last_contact, pause, seen = time.monotonic(), 0.002, ""
+        last_contact, pause, seen = time.monotonic(), LOOK_SECONDS, ""
         while time.monotonic() < deadline:
             try:
                 state = self._state(session_id)
