@@ -58,6 +58,10 @@ def bounded_conversations(worker: TaskHubGrpcWorker, after_turns: int) -> TaskHu
     return cast(TaskHubGrpcWorker, _Registration(worker, after_turns))  # DurableAIAgentWorker adds entities, no more
 
 
+class _Conversation(AgentEntityStateProviderMixin):
+    stored_bytes = 0  # of its state, as it was loaded
+
+
 class _Registration:
     def __init__(self, worker: TaskHubGrpcWorker, after_turns: int) -> None:
         self._worker = worker
@@ -73,24 +77,25 @@ class _Registration:
 
         class BoundedConversation(entity_class):
             def get_state(self, *args: Any, **kwargs: Any) -> Any:
-                return _with_dates(super().get_state(*args, **kwargs))
+                state = super().get_state(*args, **kwargs)
+                self.stored_bytes = len(json.dumps(state))
+                return _with_dates(state)
 
             def run(self, request: Any) -> Any:
                 return take_turn(self, super().run, request)
 
         return self._worker.add_entity(BoundedConversation, entity_class.__name__)
 
-    def _take_turn(
-        self, entity: AgentEntityStateProviderMixin, answer: Callable[[Any], Any], request: dict[str, Any]
-    ) -> Any:
+    def _take_turn(self, entity: "_Conversation", answer: Callable[[Any], Any], request: dict[str, Any]) -> Any:
         """Answer the request, if the conversation has room for it; store and return an error otherwise."""
-        if self._after_turns:
-            self._summarize_older_turns(entity)
         before = list(entity.state.data.conversation_history)
-        size = _stored_bytes(entity) + len(json.dumps(request))  # a turn that cannot be stored need not be paid for
+        if self._after_turns and self._summarize_older_turns(entity, before):
+            before = list(entity.state.data.conversation_history)
+            entity.stored_bytes = _bytes_of(before)
+        size = entity.stored_bytes + len(json.dumps(request))  # a turn that cannot be stored need not be paid for
         if size <= STORED_BYTES - SPARE_BYTES:
             response = answer(request)
-            size = _stored_bytes(entity)
+            size = entity.stored_bytes + _bytes_of(entity.state.data.conversation_history[len(before) :])
             if size <= STORED_BYTES - SPARE_BYTES:
                 return response
         refusal = self._refusal(size)
@@ -117,27 +122,27 @@ class _Registration:
             created_at=datetime.now(tz=timezone.utc).isoformat(),
         )
 
-    def _summarize_older_turns(self, entity: AgentEntityStateProviderMixin) -> None:
+    def _summarize_older_turns(self, entity: "_Conversation", history: list[DurableAgentStateEntry]) -> bool:
         """Replace the older half of the turns by a summary, if there are enough or they take half of the space."""
-        history = entity.state.data.conversation_history
         turns = [
             index
             for index, entry in enumerate(history)
             if isinstance(entry, DurableAgentStateRequest) and entry.correlation_id != SUMMARY
         ]
-        if len(turns) < 2 or (len(turns) < self._after_turns and _stored_bytes(entity) < STORED_BYTES // 2):
-            return
+        if len(turns) < 2 or (len(turns) < self._after_turns and entity.stored_bytes < STORED_BYTES // 2):
+            return False
         first_kept = turns[-(min(len(turns), self._after_turns) // 2)]
         try:
             summary = run_agent_coroutine(self._summary_of(history[:first_kept]))
         except Exception as error:  # the turn itself does not need it, and the next turn tries again
             log.warning("Not summarized: %s [conversation %s]", error, entity.session_id)
-            return
+            return False
         # Said by the user: what the user said must not gain the weight of instructions on its way through a summary.
         text = DurableAgentStateTextContent(summary)
         message = DurableAgentStateMessage("user", [text], author_name=self._summarizer.name)
         entry = DurableAgentStateRequest(SUMMARY, history[first_kept - 1].created_at, [message])
         entity.state.data.conversation_history = [entry, *history[first_kept:]]
+        return True
 
     async def _summary_of(self, entries: list[DurableAgentStateEntry]) -> str:
         said = "\n".join(f"{message.role}: {message.text}" for entry in entries for message in entry.messages)
@@ -160,8 +165,8 @@ def _with_dates(state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def _stored_bytes(entity: AgentEntityStateProviderMixin) -> int:
-    return len(entity.state.to_json())  # ASCII
+def _bytes_of(entries: list[DurableAgentStateEntry]) -> int:
+    return sum(len(json.dumps(entry.to_dict())) for entry in entries)  # ASCII
 
 
 def _is_refusal(entry: DurableAgentStateEntry) -> bool:
