@@ -1,8 +1,6 @@
 """What the tests of samples 04 to 07 share: an orchestration as the scheduler sees it."""
 
 import logging
-import re
-import shlex
 
 from conftest import Process, Sample
 from durabletask.azuremanaged.client import DurableTaskSchedulerClient
@@ -44,10 +42,3 @@ def assert_fails(process: Process, code: int, *words: str) -> None:
     assert "Traceback" not in process.errors
     for word in words:
         assert word in process.errors
-
-
-def readme_commands(sample: Sample, program: str = "client.py") -> list[list[str]]:
-    """The arguments of each `python client.py …` that the sample's README shows in a code block, comments left out."""
-    blocks = re.findall(r"```bash\n(.*?)```", (sample.folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
-    return [words[2:] for words in lines if words[:2] == ["python", program]]

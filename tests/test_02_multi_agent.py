@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from conftest import Process, Sample, eventually
-from orchestrations import readme_commands
 from scripted_model import ScriptedModel
 
 EXPERTS = ["PhysicistAgent", "ChemistAgent"]
@@ -214,15 +213,3 @@ def test_worker_and_client_in_one_process(experts: Sample) -> None:
     assert client.wait() == 0, client.errors
     assert client.errors == ""
     assert answers(client)[-1][0] == "ChemistAgent"
-
-
-def test_the_commands_of_the_readme(experts: Sample) -> None:
-    experts.start_worker()
-    key = keys(experts.run_client("Why does iron rust?"))["ChemistAgent"]
-    commands = readme_commands(experts)
-    assert len(commands) == 6
-    for arguments in commands:
-        client = experts.run_client(*(key if word == "KEY" else word for word in arguments))
-        assert client.wait() == 0, client.errors
-        assert client.errors == ""
-        assert answers(client)

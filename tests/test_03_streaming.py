@@ -30,7 +30,6 @@ from agent_framework_durabletask import (
 from conftest import Process, Sample, Start, eventually
 from durabletask.azuremanaged.client import DurableTaskSchedulerClient
 from durabletask.entities import EntityInstanceId
-from orchestrations import readme_commands
 from scripted_model import ScriptedModel
 
 from local_services.redis_server import redis_program
@@ -321,21 +320,6 @@ def test_a_second_turn_streams_alone(planner: Planner) -> None:
     newest = planner.ask("--session", key)
     assert newest.wait() == 0
     assert shown(newest) == answer
-
-
-def test_the_commands_of_the_readme(planner: Planner) -> None:
-    planner.sample.start_worker()
-    commands = readme_commands(planner.sample)
-    assert len(commands) == 7
-    key = cursor = ""
-    for arguments in commands:
-        client = planner.ask(*({"KEY": key, "ID": cursor}.get(word, word) for word in arguments))
-        assert client.wait() == 0, client.errors
-        assert client.errors == ""
-        assert shown(client)
-        key = key_of(client)
-        if "--disconnect-after" in arguments:
-            cursor = resume_arguments(client)[-1]
 
 
 def test_where_there_is_no_redis_server_its_stand_in_does(planner: Planner, start: Start) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import Sample, eventually
 from orchestration_double import AGENT, TIMER, OrchestrationDouble
-from orchestrations import assert_fails, complaints, instance_of, readme_commands, scheduler_client, state_of
+from orchestrations import assert_fails, complaints, instance_of, scheduler_client, state_of
 from scripted_model import ScriptedModel
 
 DRAFT = "Learning something new every day makes life better."
@@ -145,16 +145,6 @@ def test_the_worker_is_killed_in_the_pause_before_a_retry(chain: Sample, model: 
     chain.start_worker()
     assert client.wait() == 0, client.errors
     assert f"Improved:      {IMPROVED}" in client.output
-
-
-def test_the_commands_of_the_readme(chain: Sample) -> None:
-    chain.start_worker()
-    known = instance_of(chain.run_client())
-    commands = readme_commands(chain)
-    assert len(commands) == 5
-    for arguments in commands:
-        client = chain.run_client(*[known if word == "ID" else word for word in arguments])
-        assert client.wait() == 0, (arguments, client.errors)
 
 
 # What goes wrong --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from conftest import Process, Sample, eventually
 from durabletask.history import EntityOperationCompletedEvent
 from orchestration_double import AGENT, OrchestrationDouble
-from orchestrations import assert_fails, complaints, instance_of, readme_commands, scheduler_client, state_of
+from orchestrations import assert_fails, complaints, instance_of, scheduler_client, state_of
 from scripted_model import ScriptedModel
 
 NO_RETRY = {"x-should-retry": "false"}  # tells the model's SDK to leave retrying to the orchestration
@@ -229,16 +229,6 @@ def test_the_worker_is_killed_with_one_answer_there(experts: Sample, model: Scri
     gate.set()
     assert_both_answer(client)
     assert asked(model, "physics") == 1
-
-
-def test_the_commands_of_the_readme(experts: Sample) -> None:
-    experts.start_worker()
-    known = instance_of(experts.run_client())
-    commands = readme_commands(experts)
-    assert len(commands) == 5
-    for arguments in commands:
-        client = experts.run_client(*[known if word == "ID" else word for word in arguments])
-        assert client.wait() == 0, (arguments, client.errors)
 
 
 # What goes wrong --------------------------------------------------------------------------------------------------

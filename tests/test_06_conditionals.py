@@ -15,7 +15,7 @@ import pytest
 from conftest import Process, Sample, Start, eventually
 from durabletask.client import OrchestrationStatus
 from orchestration_double import ACTIVITY, AGENT, OrchestrationDouble
-from orchestrations import assert_fails, instance_of, readme_commands, scheduler_client, state_of
+from orchestrations import assert_fails, instance_of, scheduler_client, state_of
 from scripted_model import ScriptedModel
 
 NAME = "spam_detection_orchestration"
@@ -332,22 +332,6 @@ def test_no_wait_and_coming_back(mail: Sample) -> None:
         back = mail.run_client("--instance", instance)
         assert back.wait() == 0, back.errors
         assert word in back.output
-
-
-def test_the_commands_of_the_readme(mail: Sample, tmp_path: Path) -> None:
-    (tmp_path / "mail.eml").write_text(f"To: john@example.com\n{LEGITIMATE}")
-    mail.start_worker()
-    stands_for = {"ID": instance_of(mail.run_client()), "FILE.eml": str(tmp_path / "mail.eml")}
-    commands = readme_commands(mail)
-    assert len(commands) == 6
-    for command in commands:
-        arguments, _, standard_input = " ".join(command).partition(" < ")
-        client = mail.start_client(*[stands_for.get(word, word) for word in arguments.split()])
-        assert client.popen.stdin
-        if standard_input:
-            client.popen.stdin.write(Path(stands_for[standard_input]).read_text())
-        client.popen.stdin.close()
-        assert client.wait() == 0, (command, client.errors)
 
 
 def test_worker_and_client_in_one_process(mail: Sample) -> None:

@@ -20,7 +20,7 @@ from conftest import Process, Sample, Start, eventually
 from durabletask.client import EntityQuery, OrchestrationStatus
 from durabletask.task import CompletableTask
 from orchestration_double import ACTIVITY, AGENT, TIMER, OrchestrationDouble
-from orchestrations import assert_fails, instance_of, readme_commands, scheduler_client, state_of
+from orchestrations import assert_fails, instance_of, scheduler_client, state_of
 from scripted_model import ScriptedModel
 
 NAME = "content_generation_hitl_orchestration"
@@ -879,27 +879,6 @@ def test_input_that_the_orchestration_refuses(articles: Sample) -> None:
     articles.start_worker()
     assert_fails(articles.run_client("--attempts", "0"), 1, "max_review_attempts")
     assert_fails(articles.run_client("--review-timeout", "0"), 1, "approval_timeout_seconds")
-
-
-def test_the_commands_of_the_readme(articles: Sample) -> None:
-    articles.start_worker()
-    finished = instance_of(articles.run_client())
-    commands = readme_commands(articles)
-    assert len(commands) == 5
-    for arguments in commands:
-        client = articles.run_client(*[finished if word == "ID" else word for word in arguments])
-        assert client.wait() == 0, (arguments, client.errors)
-
-    instance = begin(articles)
-    wait_for_draft(articles, instance)
-    commands = readme_commands(articles, "review.py")
-    assert [words[0] for words in commands] == ["list", "show", "reject", "approve", "approve"]
-    for arguments in commands[:4]:
-        review = run_review(articles, *[instance if word == "ID" else word for word in arguments])
-        assert review.wait() == 0, (arguments, review.errors)
-        if arguments[0] == "reject":
-            wait_for_draft(articles, instance, 2)
-    assert wait_for_end(articles, instance).runtime_status is OrchestrationStatus.COMPLETED
 
 
 def test_worker_and_client_in_one_process(articles: Sample) -> None:
