@@ -40,8 +40,8 @@ class Scenario:
 
 SCENARIOS = [
     Scenario("start", "01", {0: {"runs": 3}}, {0: {"runs": 1}}, alone=True),
-    Scenario("memory", "01", {0: {"count": 500}}, {0: {"count": 50}}, alone=True),
-    Scenario("turn", "01", {0: {"runs": 100}, 500: {"runs": 3}}, {0: {"runs": 20}, 500: {"runs": 2}}),
+    Scenario("memory", "01", {0: {"count": 500}}, {}, alone=True),
+    Scenario("turn", "01", {0: {"runs": 100}, 500: {"runs": 3}}, {0: {"runs": 20}}),
     Scenario(
         "growth", "01", {0: {"turns": [1, 50, 100, 200, 400], "seconds": 45}}, {0: {"turns": [1, 20], "seconds": 10}}
     ),
@@ -49,13 +49,13 @@ SCENARIOS = [
         "conversations",
         "01",
         {delay: {"levels": [1, 10, 100, 400], "seconds": 2} for delay in (0, 500)},
-        {0: {"levels": [1, 10], "seconds": 1}},
+        {},
     ),
     Scenario("stream", "03", {0: {"runs": 50}, 500: {"runs": 3}}, {0: {"runs": 10}}),
     Scenario("chain", "04", {0: {"runs": 100}, 500: {"runs": 3}}, {0: {"runs": 20}}),
     Scenario("chains", "04", {50: {"count": 200, "rounds": 3}}, {50: {"count": 50, "rounds": 1}}),
     Scenario("recovery", "04", {2000: {"rounds": 3}}, {2000: {"rounds": 1}}, alone=True),
-    Scenario("two", "05", {0: {"runs": 100}, 500: {"runs": 3}}, {0: {"runs": 20}}),
+    Scenario("two", "05", {0: {"runs": 100}, 500: {"runs": 3}}, {}),
     Scenario("decision", "07", {0: {"waiting": 30}, 500: {"waiting": 30}}, {0: {"waiting": 30}}),
 ]
 
