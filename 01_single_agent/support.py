@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 5.0  # to reach the scheduler before saying that it is not there
 OUTAGE_SECONDS = 10.0  # how long a client that waits for an answer puts up with a scheduler out of reach
-LOOK_SECONDS = 0.004  # until the first look for an answer; each that waits adds as much, so that all look less often
+LOOK_SECONDS = 0.004  # between the first two looks for an answer; each other that waits adds as much to all pauses
 STOP_SECONDS = 10.0  # to end in; another worker takes up at once what this one has in hand
 
 log = logging.getLogger("sample")
