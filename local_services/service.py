@@ -1,11 +1,13 @@
 """What every local service does alike: read its port, say when it is ready, stop when told to."""
 
 import argparse
+import math
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import NoReturn
@@ -36,11 +38,17 @@ class StopOrder:
         """Tell the service to stop."""
         self._orders.put(None)
 
-    def wait(self) -> None:
-        """Block until the order comes. In slices: on Windows an endless wait would not hear Ctrl-C."""
-        while True:
+    def wait(self, seconds: float = math.inf) -> bool:
+        """Block until the order comes, or for so long; says whether it came.
+
+        In slices: on Windows an endless wait would not hear Ctrl-C.
+        """
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
             with suppress(Empty):
-                return self._orders.get(timeout=1.0)
+                self._orders.get(timeout=min(left, 1.0))
+                return True
+        return False
 
 
 def stop_order(supervised: bool) -> StopOrder:

@@ -1,0 +1,349 @@
+"""Entities: their operations in batches, signals to them, and locks over several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import durabletask.internal.orchestrator_service_pb2 as pb
+
+from local_services.scheduler.limits import (
+    PAYLOAD_LIMIT,
+    check_entity_id,
+    check_payload,
+    check_text,
+    payload_problem,
+    too_large,
+)
+from local_services.scheduler.records import FINISHED, Entity, Message, Orchestration, Refused, micros, timestamp
+
+if TYPE_CHECKING:
+    from local_services.scheduler.hub import Hub
+    from local_services.scheduler.work import Delivery
+
+KEPT, KEPT_CHARACTERS = 1000, 8 * 1024 * 1024
+"""Entities that nothing is going on with are kept in memory up to this number, and up to this size of their states."""
+
+
+class Entities:
+    """The entities of a hub. Those that something is going on with are held in memory, and some others."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._busy: dict[str, Entity] = {}  # with an inbox or a lock
+        self._idle: dict[str, tuple[Entity, int]] = {}  # with the size of its state; the longest unused first
+        self._idle_size = 0
+
+    def load(self) -> None:
+        """Have all operations done that wait to be."""
+        for entity in list(self._busy.values()):
+            self._proceed(entity)
+
+    # What clients ask for --------------------------------------------------------------------------------------
+
+    def signal(self, request: pb.SignalEntityRequest) -> pb.SignalEntityResponse:
+        """Queue an operation of an entity, now or later."""
+        check_entity_id(request.instanceId)
+        check_text("operation's name", request.name)
+        check_payload(f"input of operation '{request.name}'", request.input.value)
+        signaled = pb.EntityOperationSignaledEvent(requestId=request.requestId, operation=request.name)
+        signaled.targetInstanceId.value = request.instanceId
+        if request.HasField("input"):
+            signaled.input.CopyFrom(request.input)
+        due = micros(request.scheduledTime) if request.HasField("scheduledTime") else None
+        trace = request.parentTraceContext if request.HasField("parentTraceContext") else None
+        self._hub.send(request.instanceId, self._hub.event(entityOperationSignaled=signaled), due, trace)
+        return pb.SignalEntityResponse()
+
+    def get(self, request: pb.GetEntityRequest) -> pb.GetEntityResponse:
+        """An entity's metadata, and its state if it is asked for."""
+        entity = self._find(request.instanceId)
+        if entity is None:
+            return pb.GetEntityResponse(exists=False)
+        return pb.GetEntityResponse(exists=True, entity=metadata(entity, request.includeState))
+
+    def clean(self, request: pb.CleanEntityStorageRequest) -> pb.CleanEntityStorageResponse:
+        """Forget entities without a state, and open locks whose owner does not run any more."""
+        released = removed = 0
+        if request.releaseOrphanedLocks:
+            for entity in list(self._busy.values()):
+                if entity.lock and entity.owner not in self._hub.orchestrations.live:
+                    self._unlock(entity)
+                    released += 1
+        if request.removeEmptyEntities:
+            for entity_id in self._hub.records.empty_entities():
+                if entity_id not in self._busy:
+                    self._take_from_idle(entity_id)
+                    self._hub.changes.removed_entities.add(entity_id)
+                    self._hub.changes.entities.pop(entity_id, None)
+                    removed += 1
+        return pb.CleanEntityStorageResponse(emptyEntitiesRemoved=removed, orphanedLocksReleased=released)
+
+    # What orchestrations tell them -----------------------------------------------------------------------------
+
+    def told(self, sender: Orchestration, event: pb.HistoryEvent) -> None:
+        """An orchestration signals, calls, locks or unlocks."""
+        match event.WhichOneof("eventType"):
+            case "entityOperationSignaled":
+                signaled = event.entityOperationSignaled
+                due = micros(signaled.scheduledTime) if signaled.HasField("scheduledTime") else None
+                message = self._hub.event(entityOperationSignaled=signaled)
+                self._hub.send(signaled.targetInstanceId.value, message, due, sender.caller_trace)
+            case "entityOperationCalled":
+                self.call(sender, event.entityOperationCalled)
+            case "entityLockRequested":
+                requested = pb.EntityLockRequestedEvent()
+                requested.CopyFrom(event.entityLockRequested)
+                requested.parentInstanceId.value, requested.position = sender.id, 0
+                self._hub.send(requested.lockSet[0], self._hub.event(entityLockRequested=requested))
+            case _:
+                unlocked = event.entityUnlockSent
+                entity = self._busy.get(unlocked.targetInstanceId.value)
+                if entity and entity.lock == unlocked.criticalSectionId:
+                    self._unlock(entity)
+
+    def call(self, caller: Orchestration, call: pb.EntityOperationCalledEvent) -> None:
+        """Queue an operation whose result the caller's present execution waits for."""
+        called = pb.EntityOperationCalledEvent()
+        called.CopyFrom(call)
+        called.parentInstanceId.value, called.parentExecutionId.value = caller.id, caller.execution
+        event = self._hub.event(entityOperationCalled=called)
+        self._hub.send(called.targetInstanceId.value, event, None, caller.caller_trace)
+
+    def release(self, instance_id: str) -> None:
+        """An orchestration has ended: open the locks that it holds, and forget those that it waits for."""
+        for entity in list(self._busy.values()):
+            if entity.owner == instance_id:
+                self._unlock(entity)
+            waiting = [message for message in entity.inbox if _lock_request_of(message) == instance_id]
+            if waiting:
+                self._hub.take_back(waiting)
+                entity.inbox = [message for message in entity.inbox if message not in waiting]
+                self._proceed(entity)
+
+    # Operations ------------------------------------------------------------------------------------------------
+
+    def arrive(self, message: Message) -> None:
+        """Queue an operation or a request for the lock."""
+        entity = self.find_or_make(message.target)
+        entity.inbox.append(message)
+        self._proceed(entity)
+
+    def _proceed(self, entity: Entity) -> None:
+        """Grant the lock if it is its turn, and have waiting operations done."""
+        while entity.inbox and not entity.lock and not entity.attempts.token and _lock_request_of(entity.inbox[0]):
+            self._grant(entity, entity.inbox.pop(0))
+        if next(_ready(entity), None):
+            self._hub.work.offer(entity)
+        elif entity.attempts.queued:
+            self._hub.work.withdraw(entity)
+        self.keep(entity)
+
+    def fill(self, item: pb.EntityBatchRequest, entity: Entity, delivery: Delivery) -> None:
+        """Put the operations that are ready into a work item, as many as fit."""
+        item.instanceId = entity.id
+        if entity.state is not None:
+            item.entityState.value = entity.state
+        size = 0
+        for message in _ready(entity):
+            size += message.event.ByteSize()
+            if delivery.messages and size > PAYLOAD_LIMIT:
+                break
+            delivery.messages.append(message)
+            operation = _operation(message)
+            request = item.operations.add(operation=operation.operation, requestId=operation.requestId)
+            if operation.HasField("input"):
+                request.input.CopyFrom(operation.input)
+            if message.trace is not None:
+                request.traceContext.CopyFrom(message.trace)
+
+    def complete(self, entity: Entity, result: pb.EntityBatchResult, messages: list[Message]) -> str | None:
+        """Store the new state, tell callers their results, send what the operations sent; says what is too large."""
+        payloads = [(f"state of entity '{entity.id}'", result.entityState.value)]
+        payloads += [(f"result of entity '{entity.id}'", r.success.result.value) for r in result.results]
+        payloads += [
+            (f"input that entity '{entity.id}' sends", payload)
+            for action in result.actions
+            for payload in (action.sendSignal.input.value, action.startNewOrchestration.input.value)
+        ]
+        if problem := payload_problem(payloads):
+            self._fail(entity, messages, too_large(problem))
+            return problem
+        if result.HasField("failureDetails"):
+            self._fail(entity, messages, result.failureDetails)
+            return None
+        entity.state = result.entityState.value or None
+        done = messages[: len(result.results)]  # what has no result was not done, and waits on
+        for message, outcome in zip(done, result.results, strict=False):
+            self._answer(message, outcome)
+        self._finish(entity, done)
+        for action in result.actions:
+            self._act(action)
+        return None
+
+    def fail(self, entity: Entity, details: pb.TaskFailureDetails) -> None:
+        """Fail the operations that are ready, without a worker: the state stays as it was."""
+        delivery_size, messages = 0, []
+        for message in _ready(entity):
+            delivery_size += message.event.ByteSize()
+            if messages and delivery_size > PAYLOAD_LIMIT:
+                break
+            messages.append(message)
+        self._fail(entity, messages, details)
+
+    def _fail(self, entity: Entity, messages: list[Message], details: pb.TaskFailureDetails) -> None:
+        for message in messages:
+            self._answer(message, pb.OperationResult(failure=pb.OperationResultFailure(failureDetails=details)))
+        self._finish(entity, messages)
+
+    def _finish(self, entity: Entity, done: list[Message]) -> None:
+        seen = set(done)
+        entity.inbox = [message for message in entity.inbox if message not in seen]
+        self._hub.changes.remove_messages(done)
+        entity.modified = max(self._hub.now, entity.modified + 1)
+        self._save(entity)
+        self._proceed(entity)
+
+    def _answer(self, message: Message, outcome: pb.OperationResult) -> None:
+        """Tell the execution that called, if it still runs."""
+        if not message.event.HasField("entityOperationCalled"):
+            return
+        called = message.event.entityOperationCalled
+        caller = self._hub.orchestrations.live.get(called.parentInstanceId.value)
+        if caller is None or caller.execution != called.parentExecutionId.value:
+            return
+        if outcome.HasField("failure"):
+            failed = pb.EntityOperationFailedEvent(requestId=called.requestId)
+            failed.failureDetails.CopyFrom(outcome.failure.failureDetails)
+            self._hub.send(caller.id, self._hub.event(entityOperationFailed=failed))
+        else:
+            completed = pb.EntityOperationCompletedEvent(requestId=called.requestId)
+            if outcome.success.HasField("result"):
+                completed.output.CopyFrom(outcome.success.result)
+            self._hub.send(caller.id, self._hub.event(entityOperationCompleted=completed))
+
+    def _act(self, action: pb.OperationAction) -> None:
+        """Do what an operation asked for. What cannot be done has nobody to be told to: it is dropped."""
+        try:
+            match action.WhichOneof("operationActionType"):
+                case "sendSignal":
+                    sent = action.sendSignal
+                    request = pb.SignalEntityRequest(instanceId=sent.instanceId, name=sent.name)
+                    for field in ("input", "scheduledTime", "parentTraceContext"):
+                        if sent.HasField(field):
+                            getattr(request, field).CopyFrom(getattr(sent, field))
+                    request.requestId = f"{self._hub.next_id():x}"
+                    self.signal(request)
+                case "startNewOrchestration":
+                    new = action.startNewOrchestration
+                    start = pb.CreateInstanceRequest(instanceId=new.instanceId, name=new.name)
+                    start.orchestrationIdReusePolicy.replaceableStatus.extend(FINISHED)  # pyright: ignore[reportArgumentType]
+                    for field in ("version", "input", "parentTraceContext"):
+                        if new.HasField(field):
+                            getattr(start, field).CopyFrom(getattr(new, field))
+                    if new.HasField("scheduledTime"):
+                        start.scheduledStartTimestamp.CopyFrom(new.scheduledTime)
+                    self._hub.orchestrations.start(start)
+                case _:
+                    pass
+        except Refused:
+            pass
+
+    # Locks -----------------------------------------------------------------------------------------------------
+
+    def _grant(self, entity: Entity, message: Message) -> None:
+        """Lock the entity, and ask for the next of the set, or tell the orchestration that it has them all.
+
+        All ask in the same order, which the SDK sorts them into, so that no two wait for each other.
+        """
+        self._hub.changes.remove_messages([message])
+        requested = message.event.entityLockRequested
+        entity.lock, entity.owner = requested.criticalSectionId, requested.parentInstanceId.value
+        self._save(entity)
+        following = requested.position + 1
+        if following < len(requested.lockSet):
+            requested.position = following
+            self._hub.send(requested.lockSet[following], self._hub.event(entityLockRequested=requested))
+        else:
+            granted = pb.EntityLockGrantedEvent(criticalSectionId=requested.criticalSectionId)
+            self._hub.send(entity.owner, self._hub.event(entityLockGranted=granted))
+
+    def _unlock(self, entity: Entity) -> None:
+        entity.lock = entity.owner = ""
+        self._save(entity)
+        self._proceed(entity)
+
+    # In memory and on disk -------------------------------------------------------------------------------------
+
+    def find_or_make(self, entity_id: str) -> Entity:
+        """The entity; a new one is stored without a state."""
+        entity = self._find(entity_id)
+        if entity is None:
+            entity = Entity(entity_id, self._hub.now)
+            self._save(entity)
+        self._take_from_idle(entity_id)
+        self._busy[entity_id] = entity
+        return entity
+
+    def _find(self, entity_id: str) -> Entity | None:
+        if entity := self._busy.get(entity_id):
+            return entity
+        if entity := self._take_from_idle(entity_id) or self._hub.records.entity(entity_id):
+            self.keep(entity)
+        return entity
+
+    def keep(self, entity: Entity) -> None:
+        """Hold an entity in memory: as long as something is going on with it, or as long as there is room."""
+        if entity.inbox or entity.lock:
+            self._busy[entity.id] = entity
+            return
+        self._busy.pop(entity.id, None)
+        size = len(entity.state or "")
+        self._idle[entity.id] = entity, size
+        self._idle_size += size
+        while len(self._idle) > KEPT or self._idle_size > KEPT_CHARACTERS:
+            self._take_from_idle(next(iter(self._idle)))
+
+    def _take_from_idle(self, entity_id: str) -> Entity | None:
+        entity, size = self._idle.pop(entity_id, (None, 0))
+        self._idle_size -= size
+        return entity
+
+    def _save(self, entity: Entity) -> None:
+        self._hub.changes.entities[entity.id] = entity
+
+
+def metadata(entity: Entity, with_state: bool) -> pb.EntityMetadata:
+    """An entity as a client sees it. `lockedBy` is the orchestration that has locked it."""
+    result = pb.EntityMetadata(
+        instanceId=entity.id, lastModifiedTime=timestamp(entity.modified), backlogQueueSize=len(entity.inbox)
+    )
+    if entity.owner:
+        result.lockedBy.value = entity.owner
+    if with_state and entity.state is not None:
+        result.serializedState.value = entity.state
+    return result
+
+
+def _ready(entity: Entity) -> Iterator[Message]:
+    """The operations that may be done now: all up to the next request for the lock; under a lock its owner's alone."""
+    for message in entity.inbox:
+        if entity.lock:
+            called = message.event.entityOperationCalled
+            if called.parentInstanceId.value == entity.owner:
+                yield message
+        elif _lock_request_of(message):
+            return
+        else:
+            yield message
+
+
+def _operation(message: Message) -> pb.EntityOperationCalledEvent | pb.EntityOperationSignaledEvent:
+    if message.event.HasField("entityOperationCalled"):
+        return message.event.entityOperationCalled
+    return message.event.entityOperationSignaled
+
+
+def _lock_request_of(message: Message) -> str:
+    """The orchestration that asks for the lock with this message; '' if it is an operation."""
+    return message.event.entityLockRequested.parentInstanceId.value

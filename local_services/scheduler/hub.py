@@ -1,0 +1,202 @@
+"""One task hub as a state machine: a call and the present time go in; changes, work and answers come out.
+
+There is no clock here, no thread, no socket and no SQL: who calls it stores the changes, and only then passes on the
+answer and the work.
+"""
+
+import heapq
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import durabletask.internal.orchestrator_service_pb2 as pb
+
+from local_services.scheduler.entities import Entities
+from local_services.scheduler.orchestrations import Orchestrations
+from local_services.scheduler.records import Changes, Message, Record, Records, timestamp
+from local_services.scheduler.work import Work
+
+REMEMBER_ANSWERS = 3600 * 1_000_000
+"""Microseconds for which a repeated request is recognised: far longer than any client repeats it."""
+
+
+class Hub:
+    """A task hub: its orchestrations, its entities, and the work for its workers.
+
+    Args:
+        records: what is stored of this hub.
+        ids: numbers for new records, each larger than the one before, and than all that are stored.
+        nonce: differs each time the scheduler starts, so that no worker's token of an earlier time fits.
+    """
+
+    def __init__(self, records: Records, ids: Iterator[int], nonce: str) -> None:
+        self.records = records
+        self.now = 0
+        self.changes = Changes()
+        self.next_id = lambda: next(ids)
+        self.work = Work(self, nonce)
+        self.orchestrations = Orchestrations(self)
+        self.entities = Entities(self)
+        self._schedule: list[tuple[int, int, Message | Record]] = []  # when, number, what: a heap
+        self._scheduled: dict[int, Message] = {}  # messages to come; those taken back are still in the heap
+        self._calls: dict[str, Callable[[Any], Any]] = {
+            "StartInstance": self.orchestrations.start,
+            "GetInstance": self.orchestrations.get,
+            "RaiseEvent": self.orchestrations.raise_event,
+            "TerminateInstance": self.orchestrations.terminate,
+            "SuspendInstance": self.orchestrations.suspend,
+            "ResumeInstance": self.orchestrations.resume,
+            "RestartInstance": self.orchestrations.restart,
+            "RewindInstance": self.orchestrations.rewind,
+            "PurgeInstances": self.orchestrations.purge,
+            "SignalEntity": self.entities.signal,
+            "GetEntity": self.entities.get,
+            "CleanEntityStorage": self.entities.clean,
+            "CompleteOrchestratorTask": self.work.complete_step,
+            "CompleteActivityTask": self.work.complete_activity,
+            "CompleteEntityTask": self.work.complete_batch,
+            "AbandonTaskOrchestratorWorkItem": self.work.abandon_step,
+            "AbandonTaskActivityWorkItem": self.work.abandon_activity,
+            "AbandonTaskEntityWorkItem": self.work.abandon_batch,
+        }
+
+    def load(self, now: int) -> None:
+        """Take up what is stored: all that is unfinished is handed out again."""
+        self.now = now
+        for orchestration in self.records.unfinished():
+            self.orchestrations.live[orchestration.id] = orchestration
+        for entity in self.records.locked_entities():
+            self.entities.keep(entity)
+        for activity in self.records.activities():
+            self.work.add_activity(activity)
+        for message in self.records.messages():
+            if message.due is not None:
+                self._plan(message)
+            elif message.target.startswith("@"):
+                self.entities.find_or_make(message.target).inbox.append(message)
+            elif orchestration := self.orchestrations.live.get(message.target):
+                orchestration.inbox.append(message)
+        self.orchestrations.load()
+        self.entities.load()
+
+    def call(self, method: str, request: Any, now: int, request_id: str = "") -> Any:
+        """Do what a gRPC call asks for; returns its answer. Of a repeated request it is the first answer.
+
+        Raises:
+            Refused: it cannot be done. What has changed is to be stored all the same.
+        """
+        self.now = now
+        if not request_id:
+            return self._calls[method](request)
+        request_id = f"{method} {request_id}"
+        if (stored := self.records.answer(request_id)) is not None:
+            return _ANSWERS[method].FromString(stored)
+        answer = self._calls[method](request)
+        self.changes.answers.append((request_id, answer.SerializeToString(), now))
+        return answer
+
+    def connect(self, worker: int, request: pb.GetWorkItemsRequest, now: int) -> None:
+        """A worker's stream begins. `worker` numbers it."""
+        self.now = now
+        self.work.connect(worker, request)
+
+    def disconnect(self, worker: int, now: int) -> None:
+        """A worker's stream has ended: what it had in hand is handed out again."""
+        self.now = now
+        self.work.disconnect(worker)
+
+    def tick(self, now: int) -> None:
+        """Deliver what is due."""
+        self.now = now
+        while self._schedule and self._schedule[0][0] <= now:
+            _, number, due = heapq.heappop(self._schedule)
+            if not isinstance(due, Message):
+                self.work.unpause(due)
+            elif self._scheduled.pop(number, None):
+                self._arrive(due)
+
+    def next_due(self) -> int | None:
+        """When something is due next, in microseconds since 1970; None if nothing is."""
+        return self._schedule[0][0] if self._schedule else None
+
+    def hand_out(self) -> list[tuple[int, pb.WorkItem]]:
+        """Give waiting work to workers; returns what goes to which of them, once the changes are stored."""
+        return self.work.hand_out()
+
+    def take_changes(self) -> Changes:
+        """All changes since the last time."""
+        changes, self.changes = self.changes, Changes()
+        return changes
+
+    # For the parts of the hub ----------------------------------------------------------------------------------
+
+    def event(self, **kind: Any) -> pb.HistoryEvent:
+        """An event of this moment that is no answer to an action."""
+        return pb.HistoryEvent(eventId=-1, timestamp=timestamp(self.now), **kind)
+
+    def send(
+        self, target: str, event: pb.HistoryEvent, due: int | None = None, trace: pb.TraceContext | None = None
+    ) -> Message:
+        """Send an event to an orchestration that is not finished, or to an entity."""
+        message = Message(self.next_id(), target, event, trace, due if due is not None and due > self.now else None)
+        self.changes.messages[message.id] = message
+        if message.due is None:
+            self._deliver(message)
+        else:
+            self._plan(message)
+        return message
+
+    def take_back(self, messages: list[Message]) -> None:
+        """Forget messages, wherever they are on their way."""
+        self.changes.remove_messages(messages)
+        for message in messages:
+            self._scheduled.pop(message.id, None)
+
+    def wake(self, record: Record, when: int) -> None:
+        """Unpause a record's work at that time."""
+        heapq.heappush(self._schedule, (when, self.next_id(), record))
+
+    def _plan(self, message: Message) -> None:
+        assert message.due is not None
+        self._scheduled[message.id] = message
+        heapq.heappush(self._schedule, (message.due, message.id, message))
+        if orchestration := self.orchestrations.live.get(message.target):
+            orchestration.timers[message.id] = message
+
+    def _arrive(self, planned: Message) -> None:
+        """Deliver a message that is due. It gets a new number: it arrives after those that came in the meantime."""
+        self.changes.remove_messages([planned])
+        if orchestration := self.orchestrations.live.get(planned.target):
+            orchestration.timers.pop(planned.id, None)
+        planned.event.timestamp.CopyFrom(timestamp(self.now))
+        self.send(planned.target, planned.event, None, planned.trace)
+
+    def _deliver(self, message: Message) -> None:
+        if message.target.startswith("@"):
+            self.entities.arrive(message)
+        elif orchestration := self.orchestrations.live.get(message.target):
+            self.orchestrations.arrive(orchestration, message)
+        else:  # it has finished in the meantime
+            self.changes.remove_messages([message])
+
+
+def request_id_of(method: str, request: Any, header: str) -> str:
+    """What a repeated request is recognised by: the client's header, or the signal's own id; '' if there is nothing."""
+    if header:
+        return header
+    if method == "SignalEntity" and request.requestId:
+        return f"{request.instanceId} {request.requestId}"
+    return ""
+
+
+_ANSWERS: dict[str, Any] = {
+    "StartInstance": pb.CreateInstanceResponse,
+    "RaiseEvent": pb.RaiseEventResponse,
+    "TerminateInstance": pb.TerminateResponse,
+    "SuspendInstance": pb.SuspendResponse,
+    "ResumeInstance": pb.ResumeResponse,
+    "RestartInstance": pb.RestartInstanceResponse,
+    "RewindInstance": pb.RewindInstanceResponse,
+    "PurgeInstances": pb.PurgeInstancesResponse,
+    "SignalEntity": pb.SignalEntityResponse,
+    "CleanEntityStorage": pb.CleanEntityStorageResponse,
+}

@@ -1,0 +1,154 @@
+"""What is too large or malformed: DTS's limits, with a message for the person who meets them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import durabletask.internal.orchestrator_service_pb2 as pb
+import grpc
+
+from local_services.scheduler.records import CONTINUED_AS_NEW, FINISHED, Refused
+
+PAYLOAD_LIMIT = 1024 * 1024
+"""Bytes: DTS takes no more in one input, output, event, custom status or entity state (its service limits)."""
+
+MESSAGE_LIMIT = 4 * 1024 * 1024
+"""Bytes: a gRPC client with default options, as the SDK's workers are, receives no larger message."""
+
+RECEIVE_LIMIT = 64 * 1024 * 1024
+"""Bytes: far more than a worker may send, so that what is too large is answered with the reason."""
+
+NAME_LIMIT = 1024
+"""Characters of an id, a name or a tag; DTS documents none."""
+
+TAGS_LIMIT = 100
+"""Tags of an orchestration."""
+
+
+def check_text(what: str, text: str) -> None:
+    """Raise Refused if an id or a name is empty or too long."""
+    if problem := _text_problem(what, text):
+        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, problem)
+
+
+def check_instance_id(text: str) -> None:
+    """Raise Refused if this cannot be an orchestration's id."""
+    check_text("instance id", text)
+    if text.startswith("@"):
+        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "An instance id cannot begin with '@': entities' ids do.")
+
+
+def check_entity_id(text: str) -> None:
+    """Raise Refused if this cannot be an entity's id."""
+    if problem := _entity_id_problem(text):
+        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, problem)
+
+
+def check_tags(tags: Mapping[str, str]) -> None:
+    """Raise Refused if there are too many tags, or one is too long."""
+    if len(tags) > TAGS_LIMIT:
+        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"There are {len(tags)} tags; {TAGS_LIMIT} are allowed.")
+    for name, value in tags.items():
+        check_text("tag's name", name)
+        if value:
+            check_text("tag's value", value)
+
+
+def check_payload(what: str, text: str) -> None:
+    """Raise Refused if a payload is larger than DTS takes."""
+    if problem := payload_problem([(what, text)]):
+        raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
+
+
+def payload_problem(payloads: Iterable[tuple[str, str]]) -> str | None:
+    """What is wrong with the first payload over DTS's limit, if there is one. Each is what it is, and its text."""
+    for what, text in payloads:
+        if len(text) > PAYLOAD_LIMIT // 4 and (size := len(text.encode())) > PAYLOAD_LIMIT:
+            return f"The {what} has {size:,} bytes; the scheduler stores {PAYLOAD_LIMIT:,} (1 MB) at most."
+    return None
+
+
+def too_large(problem: str) -> pb.TaskFailureDetails:
+    """The failure of something that is too large to be stored or sent."""
+    return failure("PayloadTooLarge", problem)
+
+
+def failure(kind: str, message: str) -> pb.TaskFailureDetails:
+    """A failure that the scheduler itself reports; trying again would not help."""
+    return pb.TaskFailureDetails(errorType=kind, errorMessage=message, isNonRetriable=True)
+
+
+def step_failure(response: pb.OrchestratorResponse) -> pb.TaskFailureDetails | None:
+    """Why an orchestrator's step cannot be stored, if it cannot."""
+    if problem := payload_problem(_payloads(response)):
+        return too_large(problem)
+    for action in response.actions:
+        if problem := _action_problem(action):
+            return failure("InvalidAction", problem)
+    return None
+
+
+def _payloads(response: pb.OrchestratorResponse) -> Iterator[tuple[str, str]]:
+    """All that a step of an orchestrator wants stored: what it is, and its text."""
+    yield "custom status", response.customStatus.value
+    for action in response.actions:
+        # A field that is not set reads as the empty string.
+        match action.WhichOneof("orchestratorActionType"):
+            case "completeOrchestration":
+                yield "output", action.completeOrchestration.result.value
+            case "scheduleTask":
+                yield f"input of activity '{action.scheduleTask.name}'", action.scheduleTask.input.value
+            case "createSubOrchestration":
+                child = action.createSubOrchestration
+                yield f"input of sub-orchestration '{child.name}'", child.input.value
+            case "sendEvent":
+                yield f"data of event '{action.sendEvent.name}'", action.sendEvent.data.value
+            case "sendEntityMessage":
+                message = action.sendEntityMessage
+                for operation in (message.entityOperationCalled, message.entityOperationSignaled):
+                    yield f"input of operation '{operation.operation}'", operation.input.value
+
+
+def _action_problem(action: pb.OrchestratorAction) -> str | None:
+    match action.WhichOneof("orchestratorActionType"):
+        case "completeOrchestration":
+            status = action.completeOrchestration.orchestrationStatus
+            if status not in FINISHED and status != CONTINUED_AS_NEW:
+                return f"An orchestration cannot end with status {status}."
+        case "scheduleTask":
+            return _text_problem("activity's name", action.scheduleTask.name)
+        case "createSubOrchestration":
+            return _text_problem("sub-orchestration's name", action.createSubOrchestration.name)
+        case "sendEntityMessage":
+            message = action.sendEntityMessage
+            match message.WhichOneof("EntityMessageType"):
+                case "entityOperationCalled":
+                    return _entity_id_problem(message.entityOperationCalled.targetInstanceId.value)
+                case "entityOperationSignaled":
+                    return _entity_id_problem(message.entityOperationSignaled.targetInstanceId.value)
+                case "entityLockRequested":
+                    lock_set = message.entityLockRequested.lockSet
+                    problems = [problem for entity in lock_set if (problem := _entity_id_problem(entity))]
+                    return problems[0] if problems else None if lock_set else "There is no entity to lock."
+                case "entityUnlockSent":
+                    return None
+                case _:
+                    return "It sends an entity an unknown message."
+        case None:
+            return "It asks for something unknown."
+        case _:
+            return None
+    return None
+
+
+def _text_problem(what: str, text: str) -> str | None:
+    if not text:
+        return f"The {what} is empty."
+    if len(text) > NAME_LIMIT:
+        return f"The {what} has {len(text):,} characters; {NAME_LIMIT:,} are allowed."
+    return None
+
+
+def _entity_id_problem(text: str) -> str | None:
+    name, _, key = text[1:].partition("@")
+    if not text.startswith("@") or not name or not key:
+        return f"An entity's id reads @name@key, not '{text[:80]}'."
+    return _text_problem("entity's id", text)

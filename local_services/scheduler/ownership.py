@@ -1,0 +1,78 @@
+"""One state file, one scheduler: the one with the lock. Others may stand by, and take over when it ends."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from local_services.scheduler.store import StateUnusable
+
+STANDBY_SECONDS = 0.2  # between two attempts to take over
+
+
+class Ownership:
+    """The lock of a state file. It ends with the process that holds it, however that ends.
+
+    The address of the scheduler that holds it stands in the lock's file.
+    """
+
+    def __init__(self, state: str) -> None:
+        self._state = state
+        path = Path(f"{state}.lock")
+        try:
+            self._file: IO[str] = os.fdopen(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "r+")
+        except OSError as error:
+            raise StateUnusable(f"{state} cannot be used: {error.strerror}: {path}.") from error
+
+    def take(self) -> None:
+        """Take the lock. Raises StateUnusable if another scheduler has it."""
+        if not self._lock():
+            raise StateUnusable(
+                f"{self._state} is in use by the scheduler at {self.address or 'an address not known yet'}. "
+                "Stop that one, or choose another file with --state."
+            )
+
+    def stand_by(self, joined: Callable[[str], None], wait: Callable[[float], bool]) -> str | None:
+        """Wait until the lock is free, and take it.
+
+        Args:
+            joined: is told once the address of the scheduler that has it.
+            wait: waits for so many seconds; says whether to give up.
+
+        Returns: the address to take over; '' if nobody had the lock; None if there is nothing more to wait for.
+        """
+        address = ""
+        while not self._lock():
+            if not address and (address := self.address):
+                joined(address)
+            if wait(STANDBY_SECONDS if address else 0.02):
+                return None
+        return address
+
+    @property
+    def address(self) -> str:
+        """The address of the scheduler that has the lock; '' while it is starting."""
+        self._file.seek(0)
+        return self._file.read().strip()
+
+    def announce(self, address: str) -> None:
+        """Say where the scheduler that has the lock is; '' while it is starting."""
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(address)
+        self._file.flush()
+
+    def _lock(self) -> bool:
+        try:
+            if os.name == "nt":
+                import msvcrt
+
+                self._file.seek(1 << 30)  # what is locked there cannot be read: not the address
+                msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            else:
+                import fcntl
+
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True

@@ -1,0 +1,470 @@
+"""The records of all task hubs in one SQLite file: each call's changes are one transaction."""
+# ruff: noqa: S608 (what varies in the SQL are this file's own names of columns and tables; values are parameters)
+
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import durabletask.internal.orchestrator_service_pb2 as pb
+import grpc
+
+from local_services.scheduler.records import Activity, Changes, Entity, Message, Orchestration, Refused, micros
+
+VERSION = 1
+APPLICATION = 0x44545331  # "DTS1", so that no other program's file is taken for ours
+
+SCHEMA = """
+CREATE TABLE orchestrations (
+    key INTEGER PRIMARY KEY, hub TEXT NOT NULL, id TEXT NOT NULL, name TEXT NOT NULL, version TEXT,
+    status INTEGER NOT NULL, created INTEGER NOT NULL, updated INTEGER NOT NULL, completed INTEGER, start_at INTEGER,
+    parent TEXT, parent_key INTEGER, parent_task INTEGER, chunks INTEGER NOT NULL,
+    tags TEXT NOT NULL, custom_status TEXT, failure BLOB, caller_trace BLOB, own_trace BLOB, input TEXT, output TEXT);
+CREATE UNIQUE INDEX by_id ON orchestrations (hub, id);
+CREATE INDEX by_creation ON orchestrations (hub, created, key, status);
+CREATE INDEX by_completion ON orchestrations (hub, completed, key, status) WHERE completed IS NOT NULL;
+CREATE INDEX unfinished ON orchestrations (hub) WHERE completed IS NULL;
+CREATE INDEX by_parent ON orchestrations (parent_key) WHERE parent_key IS NOT NULL;
+CREATE TABLE history (key INTEGER NOT NULL, chunk INTEGER NOT NULL, events BLOB NOT NULL, PRIMARY KEY (key, chunk));
+CREATE TABLE activities (id INTEGER PRIMARY KEY, hub TEXT NOT NULL, key INTEGER NOT NULL, request BLOB NOT NULL);
+CREATE TABLE entities (
+    hub TEXT NOT NULL, id TEXT NOT NULL, modified INTEGER NOT NULL, lock TEXT NOT NULL, owner TEXT NOT NULL,
+    state TEXT, PRIMARY KEY (hub, id));
+CREATE INDEX locked ON entities (hub) WHERE lock != '';
+CREATE TABLE messages (
+    id INTEGER PRIMARY KEY, hub TEXT NOT NULL, target TEXT NOT NULL, due INTEGER, event BLOB NOT NULL, trace BLOB);
+CREATE TABLE answers (hub TEXT, request TEXT, answer BLOB, at INTEGER, PRIMARY KEY (hub, request)) WITHOUT ROWID;
+CREATE INDEX answers_by_age ON answers (at);
+"""
+
+_PAGE_BYTES = 2 * 1024 * 1024  # of one page of a query: a client receives 4 MB
+_ORCHESTRATION = (
+    "key, id, name, version, status, created, updated, completed, start_at, parent, parent_key, parent_task, chunks, "
+    "tags, custom_status, failure, caller_trace, own_trace, input, output"
+)
+
+
+class StateUnusable(Exception):
+    """The file cannot be used; the message says in one line why, and what helps."""
+
+
+class Store:
+    """One file, or with an empty path a database in memory.
+
+    Args:
+        path: of the file; it is made if it is not there. Its folder must be.
+        full_sync: whether each transaction also survives the power failing, which costs about half a millisecond.
+    """
+
+    def __init__(self, path: str, full_sync: bool = False) -> None:
+        self._path = path
+        self._writing = threading.RLock()
+        self._reading = threading.RLock() if path else self._writing
+        with _explained(path):
+            if path:
+                _make_private(Path(path))
+            self._writer = self._connect(full_sync)
+            # Queries have a connection of their own, so that none of them holds up the work.
+            self._reader = self._connect(full_sync) if path else self._writer
+
+    def _connect(self, full_sync: bool) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path or ":memory:", isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        is_empty = not connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+        if is_empty:
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        elif application != APPLICATION:
+            raise StateUnusable(f"{self._path} is a database of another program. Choose another file with --state.")
+        elif version != VERSION:
+            raise StateUnusable(
+                f"{self._path} was written by version {version} of this scheduler's format, and this one reads "
+                f"{VERSION}. Use the scheduler that wrote it, or choose another file with --state."
+            )
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {'FULL' if full_sync else 'NORMAL'}")
+        if is_empty:
+            connection.executescript(
+                f"BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}; COMMIT"
+            )
+        return connection
+
+    # Writing ---------------------------------------------------------------------------------------------------
+
+    def commit(self, hub: str, changes: Changes) -> None:
+        """Store all changes of a call, or none. Raises StateUnusable if they cannot be stored."""
+        with _explained(self._path), self._writing:
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                self._write(hub, changes)
+                self._writer.execute("COMMIT")
+            except BaseException:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+                raise
+            if changes.removed_executions or changes.removed_entities:
+                self._writer.execute("PRAGMA incremental_vacuum").fetchall()
+
+    def _write(self, hub: str, changes: Changes) -> None:
+        write, write_all = self._writer.execute, self._writer.executemany
+        for key in changes.removed_executions:
+            write("DELETE FROM orchestrations WHERE key = ?", (key,))
+            write("DELETE FROM history WHERE key = ?", (key,))
+        write_all("DELETE FROM messages WHERE id = ?", [(number,) for number in changes.removed_messages])
+        write_all("DELETE FROM activities WHERE id = ?", [(number,) for number in changes.removed_activities])
+        write_all("DELETE FROM entities WHERE hub = ? AND id = ?", [(hub, name) for name in changes.removed_entities])
+        write_all(_UPSERT_ORCHESTRATION, [_orchestration_row(hub, o) for o in changes.orchestrations.values()])
+        write_all(
+            "INSERT INTO history VALUES (?, ?, ?)",
+            [
+                (key, number, pb.HistoryChunk(events=events).SerializeToString())
+                for key, number, events in changes.history
+            ],
+        )
+        write_all(
+            "INSERT INTO activities VALUES (?, ?, ?, ?)",
+            [(a.id, hub, a.key, a.request.SerializeToString()) for a in changes.activities.values()],
+        )
+        write_all(
+            "INSERT OR REPLACE INTO entities VALUES (?, ?, ?, ?, ?, ?)",
+            [(hub, e.id, e.modified, e.lock, e.owner, e.state) for e in changes.entities.values()],
+        )
+        write_all(
+            "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (m.id, hub, m.target, m.due, m.event.SerializeToString(), m.trace and m.trace.SerializeToString())
+                for m in changes.messages.values()
+            ],
+        )
+        write_all(
+            "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
+            [(hub, request, answer, at) for request, answer, at in changes.answers],
+        )
+
+    def try_to_write(self) -> None:
+        """Raise StateUnusable if nothing can be stored."""
+        with _explained(self._path), self._writing:
+            self._writer.execute("INSERT OR REPLACE INTO answers VALUES ('', '', '', 0)")
+
+    def forget_answers(self, before: int) -> None:
+        """Forget what requests of before that time were answered."""
+        with _explained(self._path), self._writing:
+            self._writer.execute("DELETE FROM answers WHERE at < ?", (before,))
+
+    def close(self) -> None:
+        """Write all into the file itself, and close it."""
+        with suppress(sqlite3.Error), self._writing:
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._reader.close()
+        self._writer.close()
+
+    # Reading, for a hub ----------------------------------------------------------------------------------------
+
+    def hubs(self) -> list[str]:
+        """The names of all hubs of which something is stored."""
+        tables = ("orchestrations", "entities", "messages")
+        names = " UNION ".join(f"SELECT DISTINCT hub FROM {table}" for table in tables)
+        return [name for (name,) in self._rows(names)]
+
+    def busy_hubs(self) -> list[str]:
+        """The names of the hubs in which something is unfinished."""
+        return [
+            name
+            for (name,) in self._rows(
+                "SELECT hub FROM orchestrations WHERE completed IS NULL UNION SELECT hub FROM messages "
+                "UNION SELECT hub FROM activities"
+            )
+        ]
+
+    def last_id(self) -> int:
+        """The highest number of all records."""
+        ids = {"orchestrations": "key", "activities": "id", "messages": "id"}
+        return max(self._rows(f"SELECT ifnull(max({id}), 0) FROM {table}")[0][0] for table, id in ids.items())
+
+    def of(self, hub: str) -> "HubRecords":
+        """What is stored of one hub."""
+        return HubRecords(self, hub)
+
+    def _rows(self, query: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Rows as the last commit left them, for the hubs themselves."""
+        with _explained(self._path), self._writing:
+            return self._writer.execute(query, parameters).fetchall()
+
+    # Reading, for clients --------------------------------------------------------------------------------------
+
+    def history(self, hub: str, instance_id: str) -> tuple[str, list[pb.HistoryEvent]] | None:
+        """An orchestration's present execution and its history; None if there is no such orchestration."""
+        rows = self._query("SELECT key FROM orchestrations WHERE hub = ? AND id = ?", (hub, instance_id))
+        if not rows:
+            return None
+        key = rows[0][0]
+        return f"{key:x}", _events(self._query("SELECT events FROM history WHERE key = ? ORDER BY chunk", (key,)))
+
+    def orchestrations(self, hub: str, query: pb.InstanceQuery) -> tuple[list[Orchestration], str | None]:
+        """A page of the orchestrations that fit, the oldest first, and where the next page begins."""
+        where, values = _status_and_time(hub, query.runtimeStatus, "created", query, "createdTimeFrom", "createdTimeTo")
+        if query.instanceIdPrefix.value:
+            where.append("substr(id, 1, ?) = ?")
+            values += [len(query.instanceIdPrefix.value), query.instanceIdPrefix.value]
+        columns = _ORCHESTRATION
+        if not query.fetchInputsAndOutputs:
+            columns = columns.replace("input, output", "NULL, NULL")
+        rows, following = self._page(
+            f"SELECT created, key, {columns} FROM orchestrations",
+            where,
+            values,
+            ("created", "key"),
+            query.continuationToken.value,
+            query.maxInstanceCount,
+        )
+        return [_orchestration(row[2:]) for row in rows], following
+
+    def finished_ids(self, hub: str, query: pb.ListInstanceIdsRequest) -> tuple[list[str], str | None]:
+        """A page of the ids of finished orchestrations, the first finished first, and where the next page begins."""
+        where, values = _status_and_time(
+            hub, query.runtimeStatus, "completed", query, "completedTimeFrom", "completedTimeTo"
+        )
+        rows, following = self._page(
+            "SELECT completed, key, id FROM orchestrations",
+            [*where, "completed IS NOT NULL"],
+            values,
+            ("completed", "key"),
+            query.lastInstanceKey.value,
+            query.pageSize or 100,
+        )
+        return [row[2] for row in rows], following
+
+    def entities(self, hub: str, query: pb.EntityQuery) -> tuple[list[tuple[Entity, int]], str | None]:
+        """A page of the entities that fit, with the sizes of their inboxes, by id, and where the next page begins."""
+        where: list[str] = ["hub = ?"]
+        values: list[Any] = [hub]
+        if query.instanceIdStartsWith.value:
+            where.append("substr(id, 1, ?) = ?")
+            values += [len(query.instanceIdStartsWith.value), query.instanceIdStartsWith.value]
+        for name, comparison in (("lastModifiedFrom", ">="), ("lastModifiedTo", "<")):
+            if query.HasField(name):
+                where.append(f"modified {comparison} ?")
+                values.append(micros(getattr(query, name)))
+        if not query.includeTransient:
+            where.append("state IS NOT NULL")
+        columns = "id, modified, lock, owner, " + ("state" if query.includeState else "NULL")
+        rows, following = self._page(
+            f"SELECT {columns} FROM entities",
+            where,
+            values,
+            ("id",),
+            query.continuationToken.value,
+            query.pageSize.value,
+        )
+        waiting = "SELECT count(*) FROM messages WHERE hub = ? AND target = ? AND due IS NULL"
+        return [(_entity(row), self._query(waiting, (hub, row[0]))[0][0]) for row in rows], following
+
+    def _page(
+        self, select: str, where: list[str], values: list[Any], order: tuple[str, ...], token: str, size: int
+    ) -> tuple[list[tuple[Any, ...]], str | None]:
+        """Rows in this order, behind the token's; not more than asked for, nor than a client can receive."""
+        if token:
+            where = [*where, f"({', '.join(order)}) > ({', '.join('?' * len(order))})"]
+            values = [*values, *_token_values(token, len(order))]
+        sql = f"{select} WHERE {' AND '.join(where)} ORDER BY {', '.join(order)}"
+        size = min(size, _PAGE_ROWS) if size > 0 else _PAGE_ROWS
+        rows: list[tuple[Any, ...]] = []
+        room = _PAGE_BYTES
+        with _explained(self._path), self._reading:
+            for row in self._reader.execute(f"{sql} LIMIT ?", (*values, size + 1)):
+                room -= sum(len(value) for value in row if isinstance(value, str | bytes)) + 100
+                if len(rows) == size or (rows and room < 0):
+                    return rows, json.dumps(rows[-1][: len(order)])
+                rows.append(row)
+        return rows, None
+
+    def _query(self, query: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        with _explained(self._path), self._reading:
+            return self._reader.execute(query, parameters).fetchall()
+
+
+class HubRecords:
+    """What is stored of one hub, for the hub itself: see `Records`."""
+
+    def __init__(self, store: Store, hub: str) -> None:
+        self._rows = store._rows
+        self._hub = hub
+
+    def unfinished(self) -> Iterator[Orchestration]:
+        select = f"SELECT {_ORCHESTRATION} FROM orchestrations WHERE hub = ? AND completed IS NULL ORDER BY key"
+        return map(_orchestration, self._rows(select, (self._hub,)))
+
+    def activities(self) -> Iterator[Activity]:
+        for number, key, request in self._rows(
+            "SELECT id, key, request FROM activities WHERE hub = ? ORDER BY id", (self._hub,)
+        ):
+            yield Activity(number, key, pb.ActivityRequest.FromString(request))
+
+    def messages(self) -> Iterator[Message]:
+        for number, target, due, event, trace in self._rows(
+            "SELECT id, target, due, event, trace FROM messages WHERE hub = ? ORDER BY id", (self._hub,)
+        ):
+            context = pb.TraceContext.FromString(trace) if trace is not None else None
+            yield Message(number, target, pb.HistoryEvent.FromString(event), context, due)
+
+    def locked_entities(self) -> Iterator[Entity]:
+        return map(
+            _entity,
+            self._rows(
+                "SELECT id, modified, lock, owner, state FROM entities WHERE hub = ? AND lock != ''", (self._hub,)
+            ),
+        )
+
+    def empty_entities(self) -> list[str]:
+        return [row[0] for row in self._rows("SELECT id FROM entities WHERE hub = ? AND state IS NULL", (self._hub,))]
+
+    def orchestration(self, instance_id: str) -> Orchestration | None:
+        select = f"SELECT {_ORCHESTRATION} FROM orchestrations WHERE hub = ? AND id = ?"
+        rows = self._rows(select, (self._hub, instance_id))
+        return _orchestration(rows[0]) if rows else None
+
+    def entity(self, entity_id: str) -> Entity | None:
+        select = "SELECT id, modified, lock, owner, state FROM entities WHERE hub = ? AND id = ?"
+        rows = self._rows(select, (self._hub, entity_id))
+        return _entity(rows[0]) if rows else None
+
+    def history(self, key: int) -> list[pb.HistoryEvent]:
+        return _events(self._rows("SELECT events FROM history WHERE key = ? ORDER BY chunk", (key,)))
+
+    def children(self, key: int) -> list[str]:
+        return [row[0] for row in self._rows("SELECT id FROM orchestrations WHERE parent_key = ?", (key,))]
+
+    def finished(self, purge: pb.PurgeInstanceFilter, limit: int) -> list[str]:
+        where, values = _status_and_time(
+            self._hub, purge.runtimeStatus, "created", purge, "createdTimeFrom", "createdTimeTo"
+        )
+        sql = f"SELECT id FROM orchestrations WHERE {' AND '.join(where)} AND completed IS NOT NULL LIMIT ?"
+        return [row[0] for row in self._rows(sql, (*values, limit))]
+
+    def answer(self, request_id: str) -> bytes | None:
+        rows = self._rows("SELECT answer FROM answers WHERE hub = ? AND request = ?", (self._hub, request_id))
+        return rows[0][0] if rows else None
+
+
+_PAGE_ROWS = 1000
+_CHANGING = (
+    "status", "created", "updated", "completed", "parent_key", "parent_task", "chunks", "custom_status", "failure",
+    "own_trace", "output",
+)  # fmt: skip
+_UPSERT_ORCHESTRATION = (
+    f"INSERT INTO orchestrations (hub, {_ORCHESTRATION}) VALUES ({', '.join('?' * 21)}) "
+    f"ON CONFLICT (key) DO UPDATE SET {', '.join(f'{column} = excluded.{column}' for column in _CHANGING)}"
+)
+
+
+def _orchestration_row(hub: str, o: Orchestration) -> tuple[Any, ...]:
+    blobs = (
+        blob.SerializeToString() if blob is not None else None for blob in (o.failure, o.caller_trace, o.own_trace)
+    )
+    return (
+        hub, o.key, o.id, o.name, o.version, o.status, o.created, o.updated, o.completed, o.start_at,
+        o.parent, o.parent_key, o.parent_task, o.chunks, json.dumps(o.tags), o.custom_status, *blobs, o.input, o.output,
+    )  # fmt: skip
+
+
+def _orchestration(row: tuple[Any, ...]) -> Orchestration:
+    (
+        key, name_id, name, version, status, created, updated, completed, start_at, parent, parent_key, parent_task,
+        chunks, tags, custom_status, failure, caller_trace, own_trace, given, output,
+    ) = row  # fmt: skip
+    return Orchestration(
+        key,
+        name_id,
+        name,
+        version,
+        status,
+        created,
+        updated,
+        completed,
+        start_at,
+        json.loads(tags),
+        given,
+        output,
+        custom_status,
+        pb.TaskFailureDetails.FromString(failure) if failure is not None else None,
+        pb.TraceContext.FromString(caller_trace) if caller_trace is not None else None,
+        pb.OrchestrationTraceContext.FromString(own_trace) if own_trace is not None else None,
+        parent,
+        parent_key,
+        parent_task,
+        chunks=chunks,
+    )
+
+
+def _entity(row: tuple[Any, ...]) -> Entity:
+    entity_id, modified, lock, owner, state = row
+    return Entity(entity_id, modified, state, lock, owner)
+
+
+def _events(rows: Iterable[tuple[bytes]]) -> list[pb.HistoryEvent]:
+    return [event for (chunk,) in rows for event in pb.HistoryChunk.FromString(chunk).events]
+
+
+def _status_and_time(
+    hub: str, statuses: Iterable[int], column: str, query: Any, begin: str, end: str
+) -> tuple[list[str], list[Any]]:
+    """The conditions that queries share, and their values."""
+    where: list[str] = ["hub = ?"]
+    values: list[Any] = [hub]
+    if wanted := list(statuses):
+        where.append(f"status IN ({', '.join('?' * len(wanted))})")
+        values += wanted
+    for name, comparison in ((begin, ">="), (end, "<")):
+        if query.HasField(name):
+            where.append(f"{column} {comparison} ?")
+            values.append(micros(getattr(query, name)))
+    return where, values
+
+
+def _token_values(token: str, count: int) -> list[Any]:
+    """Where a page begins, from the token that the page before it ended with. Raises Refused if it is none of ours."""
+    with suppress(ValueError):
+        values = json.loads(token)
+        if isinstance(values, list) and len(values) == count and all(isinstance(v, int | str) for v in values):
+            return values
+    raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "The continuation token is not one that this scheduler has given.")
+
+
+def _make_private(path: Path) -> None:
+    """Make the file readable by its owner alone; SQLite makes those beside it alike."""
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Turn what SQLite and the system say into one line that helps."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        text = str(error)
+        for words, meaning in _MEANINGS.items():
+            if words in text:
+                raise StateUnusable(f"{path or 'The state in memory'}: {meaning}") from error
+        raise StateUnusable(f"{path or 'The state in memory'} cannot be used: {text}.") from error
+
+
+_MEANINGS = {
+    "is full": "the disk is full, nothing more can be stored. Make room; what is stored is kept.",
+    "disk I/O error": "the disk is full or broken, nothing more can be stored. Make room; what is stored is kept.",
+    "readonly": "it cannot be written. Change the permissions of the file and its folder, or choose another file.",
+    "not a database": "it is damaged, or no file of this scheduler. Move it away, or choose another file.",
+    "malformed": "it is damaged. Move it away to begin anew, or take a copy of before.",
+    "unable to open": "it cannot be opened. Does its folder exist, and may you read and write there?",
+    "Permission denied": "it may not be read or written. Change the permissions, or choose another file.",
+    "Read-only file system": "it cannot be written: the file system is read-only. Choose another file.",
+    "No such file": "its folder does not exist.",
+    "Is a directory": "it is a folder. Name a file.",
+    "locked": "another program is using it. Stop that one, or choose another file.",
+}
