@@ -42,7 +42,7 @@ def main(arguments):
     else:
         prepare("local")
         os.environ["RUN_FROM"] = os.getcwd()  # file names among the client's arguments are relative to it
-        if os.name != "nt":  # a Ctrl-C from here on waits until the supervisor can handle it
+        if os.name != "nt" and command != "reset":  # a Ctrl-C from here on waits until the supervisor can handle it
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
         hand_over([str(PYTHON), "-m", "local_services"] + arguments)
 

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -374,7 +375,9 @@ def start(runs: int, sample: str) -> Results:
         if done.returncode:
             raise Failed(f"run.py 01 ends with exit code {done.returncode}:\n{done.stderr[-2000:]}")
 
-    commands = [took(run_sample) / SECOND for _ in range(runs)]
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        env["STATE_DIRECTORY"] = folder
+        commands = [took(run_sample) / SECOND for _ in range(runs)]
     with Stack() as stack:
         env = stack.settings(Path(sample), stack.model(0).address)
         starts = []

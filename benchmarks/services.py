@@ -60,7 +60,9 @@ class Stack:
         self._folder.cleanup()
 
     def service(self, module: str, *arguments: str) -> Process:
-        """A local service, started when it is asked for first."""
+        """A local service, started when it is asked for first. The scheduler writes to disk, as it does in run.py."""
+        if module == "scheduler":
+            arguments += ("--state", str(Path(self._folder.name) / "scheduler.db"))
         key = (module, *arguments)
         if key not in self._services:
             command = [sys.executable, "-m", f"local_services.{module}", "--port", "0", "--supervised", *arguments]

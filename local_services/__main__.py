@@ -1,4 +1,4 @@
-"""The commands of run.py: the catalog, one sample, all samples, the local services alone."""
+"""The commands of run.py: the catalog, one sample, all samples, the local services alone, the end of their state."""
 
 import argparse
 import ast
@@ -26,11 +26,13 @@ from local_services.addresses import (
     settings,
 )
 from local_services.service import HOST
+from local_services.state import State, state
 from local_services.supervisor import Interrupted, Supervisor, note, shell_code
 
 COMMANDS = {
     "all": "every sample, one after the other",
     "up": "the local services alone, for a worker and a client in terminals of their own",
+    "reset": "forget all conversations and orchestrations; a copy is kept until the next reset",
     "test": "the tests; arguments go to pytest",
     "bench": "what durability costs on this machine; --quick takes less than a minute",
 }
@@ -44,15 +46,20 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(catalog())
         return 0
-
     code = 2
+    if arguments[0] == "reset":  # starts nothing
+        try:
+            return reset(arguments[1:])
+        except CannotRun as problem:
+            note(str(problem))
+            return code
     with Supervisor() as supervisor:
         try:
             code = run_command(supervisor, arguments[0], arguments[1:])
         except CannotRun as problem:
             note(str(problem))
         except Interrupted:
-            note("\nInterrupted, stopping.")
+            pass  # the supervisor has said so
     return 128 + supervisor.signal if supervisor.signal else code
 
 
@@ -112,7 +119,7 @@ def lesson(sample: Path) -> str:
 
 
 def run_sample(
-    supervisor: Supervisor, sample: Path, arguments: list[str], stdin: int | None = None, dashboard: bool = True
+    supervisor: Supervisor, sample: Path, arguments: list[str], stdin: int | None = None, alone: bool = True
 ) -> int:
     """Run worker and client, and the services that they lack, until the client ends; returns its exit code."""
     env = environment(sample)
@@ -121,25 +128,45 @@ def run_sample(
         return supervisor.run_client(supervisor.start_client(sample, arguments, users_folder, env, stdin, waits=False))
 
     started: dict[Service, str] = {}
+    code = 2
     try:
         needed = services_for(sample)
         ports = {service: port for service in needed if (port := port_to_start(service, env)) is not None}
-        started = supervisor.start_services(ports)
+        started, state_remark = start_services(supervisor, ports, state())
         env_of_run = settings(sample, env, started)
-        beside = {DASHBOARD: start_dashboard(supervisor, DASHBOARD.port, env_of_run)} if dashboard else {}
-        tell_addresses(needed, started | beside, env)
+        beside = {DASHBOARD: start_dashboard(supervisor, DASHBOARD.port, env_of_run)} if alone else {}
+        tell_addresses(needed, started | beside, env, state_remark)
         client = supervisor.start_client(sample, arguments, users_folder, env_of_run, stdin)
         worker = supervisor.start_worker(sample, env_of_run)
         if not worker.ready:
             note(f"The worker did not start{worker.how_it_ended}.")
             return shell_code(worker.exit_code) or 1
+        code = 130  # if it is interrupted
         code = supervisor.run_client(client)
     finally:
-        # What the worker has in hand ends with a scheduler of this run anyway.
+        # What the worker leaves unfinished is kept: it is redelivered to another worker, now or in the next run.
         supervisor.stop(hurry=SCHEDULER in started)
-    if SCHEDULER in started:
-        note("The scheduler of this run has ended, and with it all that it kept. `python3 run.py up` keeps one.")
+        if alone and SCHEDULER in started and code != 2:
+            number = sample.name.partition("_")[0]
+            note(f"All is kept. To continue: `python3 run.py {number} …` instead of `python client.py …`.")
     return code
+
+
+def start_services(
+    supervisor: Supervisor, ports: dict[Service, int], kept: State | None
+) -> tuple[dict[Service, str], str]:
+    """Start services; returns their addresses, and what to know of the scheduler's state.
+
+    Where a scheduler uses that state already, the one started here joins it: it says the other's address, and takes its
+    place when it ends.
+    """
+    if SCHEDULER not in ports or kept is None:
+        return supervisor.start_services(ports, {}), "state in memory"
+    kept.make_folder()
+    used_by = kept.used_by()
+    started = supervisor.start_services(ports, {SCHEDULER: ["--state", str(kept.file), "--share"]})
+    joined = "joined that of another run.py, " if started[SCHEDULER] == used_by else ""
+    return started, f"{joined}state in {kept}"
 
 
 def start_dashboard(supervisor: Supervisor, preferred_port: int, env: dict[str, str]) -> str:
@@ -152,18 +179,20 @@ def start_dashboard(supervisor: Supervisor, preferred_port: int, env: dict[str, 
     return supervisor.start_beside(DASHBOARD, number, env)
 
 
-def tell_addresses(needed: list[Service], started: dict[Service, str], env: dict[str, str]) -> None:
+def tell_addresses(needed: list[Service], started: dict[Service, str], env: dict[str, str], state_remark: str) -> None:
     """Say in a line each what was started, and what was there."""
     if started:
-        note("Started " + " · ".join(f"{service.name} {started[service]}{remark(service)}" for service in started))
+        what = (f"{service.name} {address}{remark(service, state_remark)}" for service, address in started.items())
+        note("Started " + " · ".join(what))
     found = [f"{service.name} {named(service, env)}" for service in needed if service not in started]
     if found:
         note("Found " + " · ".join(found))
 
 
-def remark(service: Service) -> str:
+def remark(service: Service, state_remark: str) -> str:
     """What to know of a service, in parentheses."""
-    return f" ({service.remark})" if service.remark else ""
+    text = state_remark if service is SCHEDULER else service.remark
+    return f" ({text})" if text else ""
 
 
 def run_all(supervisor: Supervisor) -> int:
@@ -175,7 +204,7 @@ def run_all(supervisor: Supervisor) -> int:
             note(f"\n== {sample.name}")
             began = time.monotonic()
             try:
-                code = run_sample(supervisor, sample, [], stdin=subprocess.DEVNULL, dashboard=False)
+                code = run_sample(supervisor, sample, [], stdin=subprocess.DEVNULL, alone=False)
             except CannotRun as problem:
                 note(str(problem))
                 code = 2
@@ -197,6 +226,7 @@ def up(supervisor: Supervisor, arguments: list[str]) -> int:
     for service in (*SERVICES, DASHBOARD):
         option = f"--{service.name}-port"
         parser.add_argument(option, type=port, default=service.port, help="0: any free one (default: %(default)s)")
+    parser.add_argument("--memory", action="store_true", help="keep no state: all is gone when it stops")
     options = vars(parser.parse_args(arguments))
     ports = {service: options[f"{service.name}_port"] for service in (*SERVICES, DASHBOARD)}
     for service, number in ports.items():
@@ -207,14 +237,17 @@ def up(supervisor: Supervisor, arguments: list[str]) -> int:
             )
 
     dashboard_port = ports.pop(DASHBOARD)
-    started = supervisor.start_services(ports)
+    kept = None if options["memory"] else state()
+    started, state_remark = start_services(supervisor, ports, kept)
     env = {**os.environ, SCHEDULER.variable: started[SCHEDULER]}
-    print(directions(started, start_dashboard(supervisor, dashboard_port, env)), flush=True)
+    if kept:
+        state_remark += f", {kept.size}"
+    print(directions(started, state_remark, start_dashboard(supervisor, dashboard_port, env)), flush=True)
     supervisor.wait()
     return 1
 
 
-def directions(addresses: dict[Service, str], dashboard: str) -> str:
+def directions(addresses: dict[Service, str], state_remark: str, dashboard: str) -> str:
     """The addresses, and what to type in two terminals to use them."""
     variables = {service.variable: address for service, address in addresses.items()} | OFFLINE_MODEL
     if sys.platform == "win32":
@@ -224,7 +257,7 @@ def directions(addresses: dict[Service, str], dashboard: str) -> str:
     as_in_example = all(address.endswith(f":{service.port}") for service, address in addresses.items())
     return "\n".join(
         [
-            *(f"{service.name:11}{address}{remark(service)}" for service, address in addresses.items()),
+            *(f"{service.name:11}{address}{remark(service, state_remark)}" for service, address in addresses.items()),
             f"{DASHBOARD.name:11}{dashboard}",
             "\nTo use them, in each of two terminals in this folder:",
             *(f"  {line}" for line in lines),
@@ -235,6 +268,36 @@ def directions(addresses: dict[Service, str], dashboard: str) -> str:
             "\nCtrl-C stops the services.",
         ]
     )
+
+
+def reset(arguments: list[str]) -> int:
+    """Remove the scheduler's state, and keep a copy until the next reset; 1 if the user does not want it after all."""
+    parser = argparse.ArgumentParser(prog="run.py reset", description="Forget all conversations and orchestrations.")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    asks = not parser.parse_args(arguments).yes
+    kept = state()
+    if not kept.exists():
+        note(f"There is no state in {kept}.")
+        return 0
+    if kept.used_by():
+        raise CannotRun(kept.in_use)
+    if asks and not sys.stdin.isatty():
+        raise CannotRun("`reset` asks first, and nobody is there to answer. `reset --yes` does not ask.")
+    if asks and not agreed(f"This removes all conversations and orchestrations in {kept} ({kept.size})."):
+        note("Nothing was removed.")
+        return 1
+    note(f"Removed. A copy is in {kept.remove()} until the next reset.")
+    return 0
+
+
+def agreed(what: str) -> bool:
+    """Say what will be done, and ask; Ctrl-C and Ctrl-D mean no."""
+    try:
+        print(what, flush=True)
+        return input("Go ahead? [y/N] ").strip().lower() in ("y", "yes")
+    except (KeyboardInterrupt, EOFError):
+        print()
+        return False
 
 
 def port(text: str) -> int:

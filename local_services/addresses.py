@@ -27,7 +27,7 @@ class Service:
     remark: str = ""
 
 
-SCHEDULER = Service("scheduler", "scheduler", 8080, "ENDPOINT", "state in memory")
+SCHEDULER = Service("scheduler", "scheduler", 8080, "ENDPOINT")
 MODEL = Service("model", "model", 8081, "AZURE_OPENAI_ENDPOINT", "offline")
 REDIS = Service("redis", "redis_server", 6379, "REDIS_CONNECTION_STRING")
 SERVICES = (SCHEDULER, MODEL, REDIS)

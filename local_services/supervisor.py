@@ -118,12 +118,15 @@ class Supervisor:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.stop()
 
-    def start_services(self, ports: dict[Service, int]) -> dict[Service, str]:
-        """Start services, each on its port (0: any free one), all at once; returns their addresses.
+    def start_services(self, ports: dict[Service, int], options: dict[Service, list[str]]) -> dict[Service, str]:
+        """Start services, each on its port (0: any free one) and with its options; returns their addresses.
 
         Raises CannotRun if one does not start.
         """
-        processes = {service: self._start_service(service, port, dict(os.environ)) for service, port in ports.items()}
+        processes = {
+            service: self._start_service(service, port, dict(os.environ), options.get(service, []))
+            for service, port in ports.items()
+        }
         for process in processes.values():
             self._wait_until(lambda p=process: bool(p.ready) or p.exit_code is not None, READY_SECONDS)
             if not process.ready:
@@ -132,7 +135,7 @@ class Supervisor:
 
     def start_beside(self, service: Service, port: int, env: dict[str, str]) -> str:
         """Start a service on this port that nothing waits for, and that may fail; returns its address."""
-        self._start_service(service, port, env, urgent=False).needed = False
+        self._start_service(service, port, env, [], urgent=False).needed = False
         return f"http://{HOST}:{port}"
 
     def start_worker(self, sample: Path, env: dict[str, str]) -> Process:
@@ -181,7 +184,7 @@ class Supervisor:
     def stop(self, hurry: bool = False) -> None:
         """End all processes, the client first and the services last.
 
-        With `hurry` a worker gets no time for what it has in hand. A signal in the meantime is such an order too.
+        With `hurry` a worker gets no time to finish its work. A signal in the meantime is such an order too.
         """
         for kind, seconds in STOP_SECONDS.items():
             if hurry and kind == "worker":
@@ -194,8 +197,11 @@ class Supervisor:
                     process.kill()
         self._processes.clear()
 
-    def _start_service(self, service: Service, port: int, env: dict[str, str], urgent: bool = True) -> Process:
+    def _start_service(
+        self, service: Service, port: int, env: dict[str, str], options: list[str], urgent: bool = True
+    ) -> Process:
         command = [sys.executable, "-m", f"local_services.{service.module}", "--port", str(port), "--supervised"]
+        command += options
         if not urgent and (nice := shutil.which("nice")):
             command = [nice, *command]
         return self._start("service", service.name, command, cwd=ROOT, env=env, stdin=subprocess.PIPE)
@@ -252,6 +258,8 @@ class Supervisor:
 
     def _take_in(self, event: int | tuple[Process, str | None]) -> None:
         if isinstance(event, int):
+            if not self.signal:
+                note("\nInterrupted, stopping.")
             self._hurried = self.signal != 0
             self.signal = event
             raise Interrupted

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -43,10 +44,14 @@ CLEARED = [
 ]
 
 
+STATES = tempfile.TemporaryDirectory(prefix="states-")
+
+
 def clean_environment(**settings: str) -> dict[str, str]:
-    """This process's environment without the reader's settings, and with these."""
+    """This process's environment without the reader's settings, and with these; run.py's state is new each time."""
     inherited = {name: value for name, value in os.environ.items() if "OPENAI_" not in name}
-    return {**inherited, **dict.fromkeys(CLEARED, ""), "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", **settings}
+    cleared = {**dict.fromkeys(CLEARED, ""), "STATE_DIRECTORY": str(Path(STATES.name, uuid.uuid4().hex))}
+    return {**inherited, **cleared, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", **settings}
 
 
 def eventually(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:

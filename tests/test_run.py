@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Process, Start, clean_environment, eventually
 from dotenv import dotenv_values
+from scripted_model import ScriptedModel
 
 from local_services import addresses
 from local_services.addresses import (
@@ -34,13 +36,33 @@ from local_services.addresses import (
 )
 
 SERVICE = """
+import fcntl, sys
+from pathlib import Path
 from local_services.service import listening_socket, report_ready, service_arguments, stop_order
 
-arguments = service_arguments("A stand-in.", 0).parse_args()
+parser = service_arguments("A stand-in.", 0)
+parser.add_argument("--state", type=Path)
+parser.add_argument("--share", action="store_true")
+arguments = parser.parse_args()
 stopped = stop_order(arguments.supervised)
+if arguments.state:
+    arguments.state.touch()
+    lock = open(str(arguments.state) + ".lock", "a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        report_ready("{name}", lock.read())
+        stopped.wait()
+        sys.exit()
 listener = listening_socket(arguments.port)
 listener.listen()
-report_ready("{name}", "http://127.0.0.1:" + str(listener.getsockname()[1]))
+address = "http://127.0.0.1:" + str(listener.getsockname()[1])
+if arguments.state:
+    lock.truncate(0)
+    lock.write(address)
+    lock.flush()
+report_ready("{name}", address)
 stopped.wait()
 """
 NAMES = "ENDPOINT TASKHUB AZURE_OPENAI_ENDPOINT AZURE_OPENAI_CHAT_DEPLOYMENT_NAME AZURE_OPENAI_API_KEY"
@@ -68,8 +90,9 @@ class Project:
         self._start = start
         self.mark = uuid.uuid4().hex  # in the environment of all that its commands start
         shutil.copytree(ROOT / "local_services", root / "local_services", ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("scheduler", "model"):
-            self.write(f"local_services/{name}.py", SERVICE.format(name=name))
+        self.write("local_services/model.py", SERVICE.format(name="model"))
+        self.write("local_services/scheduler/__init__.py", "")
+        self.write("local_services/scheduler/__main__.py", SERVICE.format(name="scheduler"))
         self.write("local_services/dashboard/__main__.py", SERVICE.format(name="dashboard"))
 
     def write(self, path: str, text: str) -> Path:
@@ -102,6 +125,22 @@ class Project:
     def left_behind(self) -> list[str]:
         """The processes that its commands started and that still run."""
         return [text for text in map(environment_of, Path("/proc").glob("[0-9]*")) if f"MARK={self.mark}" in text]
+
+
+IN_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+
+
+def in_terminal(start: Start, *arguments: str, cwd: Path, env: dict[str, str]) -> Process:
+    """Start `python -m local_services` in a terminal of its own."""
+    command = [sys.executable, "-c", IN_TERMINAL, sys.executable, "-m", "local_services", *arguments]
+    return start(*command, cwd=cwd, env=env)
+
+
+def type_in(command: Process, text: str) -> None:
+    """Type this in the command's terminal."""
+    assert command.popen.stdin
+    command.popen.stdin.write(text)
+    command.popen.stdin.flush()
 
 
 def environment_of(process: Path) -> str:
@@ -145,7 +184,10 @@ def test_a_sample_is_known_by_any_unique_prefix(project: Project, name: str) -> 
     ("name", "message"),
     [
         ("0", "'0' may be 01_first or 02_second or 03_third."),
-        ("9", "There is no sample or command '9'. There are: 01_first, 02_second, 03_third, all, up, test, bench."),
+        (
+            "9",
+            "There is no sample or command '9'. There are: 01_first, 02_second, 03_third, all, up, reset, test, bench.",
+        ),
         ("03", "03_third is still to come."),
     ],
 )
@@ -162,12 +204,12 @@ def test_other_names_are_refused(project: Project, name: str, message: str) -> N
 
 def test_stdout_is_the_clients_and_stderr_tells_the_rest(project: Project, tmp_path: Path) -> None:
     project.add_sample("01_first")
-    command = project.run("01", "two words", "--option", RUN_FROM=str(tmp_path))
+    command = project.run("01", "two words", "--option", RUN_FROM=str(tmp_path), STATE_DIRECTORY="")
     assert command.popen.returncode == 0
     assert command.output == f"client ['two words', '--option'] in {tmp_path} reads ''\n"
     scheduler, model, dashboard = re.findall(r"(http://127\.0\.0\.1:\d+)", command.err[0])
     assert command.errors.splitlines() == [
-        f"Started scheduler {scheduler} (state in memory) · model {model} (offline) · dashboard {dashboard}",
+        f"Started scheduler {scheduler} (state in project/.state) · model {model} (offline) · dashboard {dashboard}",
         f"worker │ ENDPOINT {scheduler}",
         "worker │ TASKHUB 01_first",
         f"worker │ AZURE_OPENAI_ENDPOINT {model}",
@@ -175,7 +217,7 @@ def test_stdout_is_the_clients_and_stderr_tells_the_rest(project: Project, tmp_p
         "worker │ AZURE_OPENAI_API_KEY local",
         "worker │ REDIS_CONNECTION_STRING",
         "worker │ Worker ready",
-        "The scheduler of this run has ended, and with it all that it kept. `python3 run.py up` keeps one.",
+        "All is kept. To continue: `python3 run.py 01 …` instead of `python client.py …`.",
     ]
     assert project.left_behind() == []
 
@@ -346,6 +388,168 @@ def test_the_example_env_file_names_the_local_services() -> None:
     assert len(example) == 6
 
 
+# What is kept ----------------------------------------------------------------------------------------------------
+
+
+def test_the_state_is_for_its_owner_alone(project: Project) -> None:
+    project.add_sample("01_first")
+    assert project.run("01", STATE_DIRECTORY="").popen.returncode == 0
+    assert (project.root / ".state").stat().st_mode & 0o777 == 0o700
+    assert (project.root / ".state" / "scheduler.db").exists()
+
+
+def test_a_setting_moves_the_state(project: Project, tmp_path: Path) -> None:
+    project.add_sample("01_first")
+    for setting, folder in {"kept/here": project.root / "kept/here", str(tmp_path / "x"): tmp_path / "x"}.items():
+        assert f"(state in {os.path.relpath(folder, project.root) if 'here' in setting else folder})" in (
+            project.run("01", STATE_DIRECTORY=setting).errors
+        )
+        assert (folder / "scheduler.db").exists()
+    assert not (project.root / ".state").exists()
+
+
+@pytest.mark.parametrize("command", ["01", "up"])
+def test_a_folder_that_cannot_hold_the_state(project: Project, command: str) -> None:
+    project.add_sample("01_first")
+    project.write("taken", "by a file")
+    refused = project.run(command, *(ANY_PORTS if command == "up" else []), STATE_DIRECTORY="taken/state")
+    assert (refused.popen.returncode, refused.output) == (2, "")
+    assert (
+        refused.errors
+        == "No state can be kept in taken/state (Not a directory). Set STATE_DIRECTORY to another folder.\n"
+    )
+
+
+def test_two_runs_at_the_same_time_share_the_scheduler(project: Project, tmp_path: Path) -> None:
+    project.add_sample("01_first", client=WAITING)
+    project.add_sample("02_second")
+    kept = {"STATE_DIRECTORY": str(tmp_path / "state")}
+    first = project.start("01", **kept)
+    first.wait_for("client waits")
+    second = project.run("02", **kept)
+    assert second.popen.returncode == 0
+    (address,) = re.findall(r"scheduler (\S+) \(state", first.err[0])
+    assert f"scheduler {address} (joined that of another run.py, state in {tmp_path / 'state'})" in second.err[0]
+    reset = project.run("reset", "--yes", **kept)
+    assert (reset.popen.returncode, reset.err) == (
+        2, [f"A scheduler uses the state in {tmp_path / 'state'}. Stop it first, with Ctrl-C in its run.py.\n"],
+    )  # fmt: skip
+    first.signal(signal.SIGTERM)
+    assert first.wait() == 128 + signal.SIGTERM
+    assert project.run("reset", "--yes", **kept).popen.returncode == 0
+    assert project.left_behind() == []
+
+
+def test_up_says_how_much_is_kept_or_keeps_nothing(project: Project, tmp_path: Path) -> None:
+    kept = {"STATE_DIRECTORY": str(tmp_path / "state")}
+    in_memory = project.start("up", *ANY_PORTS, "--memory", **kept)
+    in_memory.wait_for(r"scheduler +\S+ \(state in memory\)\n")
+    assert not (tmp_path / "state").exists()
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "scheduler.db").write_bytes(bytes(1_230_000))
+    up = project.start("up", *ANY_PORTS, **kept)
+    up.wait_for(rf"scheduler +\S+ \(state in {tmp_path}/state, 1\.2 MB\)\n")
+
+
+def test_reset_keeps_a_copy_until_the_next_one(project: Project) -> None:
+    state, copy = project.root / ".state", project.root / ".state" / "before-reset"
+
+    def reset(*arguments: str) -> tuple[int, str]:
+        command = project.run("reset", *arguments, STATE_DIRECTORY="")
+        return command.popen.returncode, command.output + command.errors
+
+    assert reset("--yes") == (0, "There is no state in .state.\n")
+    assert not state.exists()
+    project.write(".state/scheduler.db", "old")
+    project.write(".state/scheduler.db-wal", "old")
+    assert reset() == (2, "`reset` asks first, and nobody is there to answer. `reset --yes` does not ask.\n")
+    assert reset("--yes") == (0, "Removed. A copy is in .state/before-reset until the next reset.\n")
+    assert sorted(path.name for path in copy.iterdir()) == ["scheduler.db", "scheduler.db-wal"]
+    project.write(".state/scheduler.db", "new")
+    assert reset("--yes")[0] == 0
+    assert [(path.name, path.read_text()) for path in copy.iterdir()] == [("scheduler.db", "new")]
+    assert reset("--yes") == (0, "There is no state in .state.\n")
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("\n", 1), ("\x03", 1), ("\x04", 1)])
+def test_reset_asks_first(project: Project, start: Start, answer: str, code: int) -> None:
+    project.write(".state/scheduler.db", "old")
+    command = in_terminal(start, "reset", cwd=project.root, env=clean_environment(STATE_DIRECTORY=""))
+    command.wait_for(r"This removes all conversations and orchestrations in \.state \(0\.0 MB\)\.")
+    type_in(command, answer)
+    assert command.wait(10) == code
+    assert "Traceback" not in command.output
+    assert (project.root / ".state/scheduler.db").exists() == bool(code)
+
+
+# The same with the samples, their scheduler and the offline model.
+
+
+@pytest.fixture
+def samples(start: Start, tmp_path: Path) -> Callable[..., Process]:
+    """Starts a sample by run.py, with the state that an earlier start in this test has left."""
+    folders = {"STATE_DIRECTORY": str(tmp_path / "state"), "CONTENT_DIRECTORY": str(tmp_path)}
+    return lambda *arguments, **settings: start(
+        sys.executable, "-m", "local_services", *arguments, env=clean_environment(**folders, **settings)
+    )
+
+
+def test_a_conversation_continues_in_the_next_run(samples: Callable[..., Process]) -> None:
+    yesterday = samples("01", "Tell me a joke about a pirate.")
+    assert yesterday.wait() == 0
+    (key,) = re.findall(r"^Conversation (\w+)", yesterday.output, re.MULTILINE)
+    today = samples("01", "--session", key, "What did I ask first?")
+    assert today.wait() == 0
+    assert "is not known here" not in today.errors
+    assert re.search(r"^Joker: .*Tell me a joke about a pirate\.", today.output, re.MULTILINE)
+
+
+def test_an_orchestration_is_finished_and_found_by_later_runs(samples: Callable[..., Process]) -> None:
+    started = samples("04", "--no-wait")
+    assert started.wait() == 0
+    instance = started.output.strip()
+    outputs = []
+    for _ in range(2):
+        later = samples("04", "--instance", instance)
+        assert later.wait() == 0, later.errors
+        outputs.append(later.output)
+    assert "Improved: " in outputs[0]
+    assert outputs[0] == outputs[1]
+
+
+def test_a_draft_waits_for_the_next_run(start: Start, samples: Callable[..., Process], tmp_path: Path) -> None:
+    settings = clean_environment(STATE_DIRECTORY=str(tmp_path / "state"), CONTENT_DIRECTORY=str(tmp_path))
+    asked = in_terminal(start, "07", "green tea", "--review-timeout", "86400", cwd=ROOT, env=settings)
+    instance = asked.wait_for(r"Orchestration: (\w+)")[1]
+    asked.wait_for("Draft 1 of 3")
+    type_in(asked, "\x03")
+    assert asked.wait(20) == 130
+    decided = in_terminal(start, "07", "--instance", instance, cwd=ROOT, env=settings)
+    decided.wait_for(rf"Draft 1 of 3 \({instance}\)")
+    type_in(decided, "yes\n")
+    assert decided.wait() == 0
+    assert "Approved." in decided.output
+    assert (tmp_path / "published" / f"{instance}.md").exists()
+
+
+def test_a_run_continues_when_the_one_that_it_joined_ends(
+    samples: Callable[..., Process], model: ScriptedModel
+) -> None:
+    model.held = threading.Event()
+    first = samples("01", "--chat", AZURE_OPENAI_ENDPOINT=model.address)
+    first.wait_for("Conversation ")
+    second = samples("01", "Tell me a joke about a cat.", AZURE_OPENAI_ENDPOINT=model.address)
+    eventually(lambda: model.requests, "the question, at either run's worker")
+    assert "joined that of another run.py" in second.errors
+    assert first.popen.stdin
+    first.popen.stdin.close()
+    assert first.wait() == 0
+    eventually(lambda: "this one continues at" in second.errors, "the second run's scheduler")
+    model.held.set()
+    assert second.wait() == 0, second.errors
+    assert re.search(r"^Joker: \S", second.output, re.MULTILINE)
+
+
 # All samples -----------------------------------------------------------------------------------------------------
 
 
@@ -483,19 +687,13 @@ def test_ctrl_c_in_a_terminal(project: Project, start: Start, times: int) -> Non
         "import time\nprint('client waits')\ntry: time.sleep(600)\nexcept KeyboardInterrupt: print('come back')"
     )
     project.add_sample("01_first", DEAF if times == 2 else WORKER, says_goodbye)
-    in_terminal = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
-    env = clean_environment(MARK=project.mark, NO_COLOR="")
-    command = start(
-        sys.executable, "-c", in_terminal, sys.executable, "-m", "local_services", "01", cwd=project.root, env=env
-    )
-    assert command.popen.stdin
+    command = in_terminal(start, "01", cwd=project.root, env=clean_environment(MARK=project.mark, NO_COLOR=""))
     for moment in ["client waits", "come back"][:times]:
         command.wait_for(moment)
-        command.popen.stdin.write("\x03")
-        command.popen.stdin.flush()
+        type_in(command, "\x03")
     assert command.wait(10) == 130
     assert "\x1b[2mworker │ Worker ready\x1b[0m" in command.output
-    assert "come back" in command.output
+    assert re.search(r"Interrupted, stopping\.[^$]*All is kept", command.output)
     assert "Traceback" not in command.output
     assert project.left_behind() == []
 
