@@ -35,7 +35,8 @@ KINDS = {
     "install": r"python3 -m venv \.venv|source \.venv/bin/activate|pip install -r requirements\.txt",
     "sample": r"python3 run\.py (all|\d\d)",  # test_every_sample_by_run_py
     "sample and arguments": r"python3 run\.py \d\d .+",  # test_a_sample_by_run_py
-    "services": r"(OFFLINE_MODEL_\w+=\S+ )?python3 run\.py up",  # test_the_services
+    "services": r"(OFFLINE_MODEL_\w+=\S+ )?python3 run\.py up( --memory)?",  # test_the_services
+    "reset": r"python3 run\.py reset",  # test_run.py
     "files": r"python3 run\.py test( tests/\w+\.py)?|cp (-r )?\S+ \S+",  # test_the_files_in_commands_exist
     "dashboard": r"\.venv/bin/python -m local_services\.dashboard( --port \d+)?",  # test_dashboard.py
     "catalog": r"python3 run\.py",  # test_run.py
@@ -255,10 +256,18 @@ def test_every_sample_by_run_py(run_py: Callable[..., Process]) -> None:
 
 @pytest.mark.parametrize("command", all_of("sample and arguments"))
 def test_a_sample_by_run_py(command: str, run_py: Callable[..., Process]) -> None:
-    process = run_py(*shlex.split(command)[2:])
-    assert process.popen.stdin
-    process.popen.stdin.close()
-    assert process.wait() == 0, process.errors
+    def output_of(words: list[str]) -> str:
+        process = run_py(*words)
+        assert process.popen.stdin
+        process.popen.stdin.close()
+        assert process.wait() == 0, process.errors
+        return process.output
+
+    words = shlex.split(command)[2:]
+    for name in {"KEY", "ID"}.intersection(words):  # of an earlier run
+        found = re.findall(FOUND_IN[name], output_of(words[:1]), re.MULTILINE)[-1]
+        words[words.index(name)] = "".join(found)
+    assert output_of(words)
 
 
 def test_the_services(run_py: Callable[..., Process], start: Start) -> None:
@@ -266,7 +275,8 @@ def test_the_services(run_py: Callable[..., Process], start: Start) -> None:
     for command in all_of("services"):
         settings = dict(word.split("=") for word in command.split() if "=" in word)
         ports = [word for name in ("scheduler", "model", "redis", "dashboard") for word in (f"--{name}-port", "0")]
-        running.append(run_py("up", *ports, **settings))
+        options = command.partition("run.py up")[2].split()
+        running.append(run_py("up", *ports, *options, **settings))
         for name in settings:  # it is read: nonsense is refused
             model = start(sys.executable, "-m", "local_services.model", env=clean_environment(**{name: "soon"}))
             assert model.wait() == 2
