@@ -62,22 +62,9 @@ class Entities:
             return pb.GetEntityResponse(exists=False)
         return pb.GetEntityResponse(exists=True, entity=metadata(entity, request.includeState))
 
-    def clean(self, request: pb.CleanEntityStorageRequest) -> pb.CleanEntityStorageResponse:
-        """Forget entities without a state, and open locks whose owner does not run any more."""
-        released = removed = 0
-        if request.releaseOrphanedLocks:
-            for entity in list(self._busy.values()):
-                if entity.lock and entity.owner not in self._hub.orchestrations.live:
-                    self._unlock(entity)
-                    released += 1
-        if request.removeEmptyEntities:
-            for entity_id in self._hub.records.empty_entities():
-                if entity_id not in self._busy:
-                    self._take_from_idle(entity_id)
-                    self._hub.changes.removed_entities.add(entity_id)
-                    self._hub.changes.entities.pop(entity_id, None)
-                    removed += 1
-        return pb.CleanEntityStorageResponse(emptyEntitiesRemoved=removed, orphanedLocksReleased=released)
+    def clean(self, _: pb.CleanEntityStorageRequest) -> pb.CleanEntityStorageResponse:
+        """Nothing, as DTS does: an entity without a state goes, and a lock opens, as soon as nobody needs it."""
+        return pb.CleanEntityStorageResponse()
 
     # What orchestrations tell them -----------------------------------------------------------------------------
 
@@ -276,11 +263,8 @@ class Entities:
     # In memory and on disk -------------------------------------------------------------------------------------
 
     def find_or_make(self, entity_id: str) -> Entity:
-        """The entity; a new one is stored without a state."""
-        entity = self._find(entity_id)
-        if entity is None:
-            entity = Entity(entity_id, self._hub.now)
-            self._save(entity)
+        """The entity. A new one is stored when it has a state, or is locked."""
+        entity = self._find(entity_id) or Entity(entity_id, self._hub.now)
         self._take_from_idle(entity_id)
         self._busy[entity_id] = entity
         return entity
@@ -288,17 +272,26 @@ class Entities:
     def _find(self, entity_id: str) -> Entity | None:
         if entity := self._busy.get(entity_id):
             return entity
-        if entity := self._take_from_idle(entity_id) or self._hub.records.entity(entity_id):
+        entity = self._take_from_idle(entity_id)
+        if entity is None and entity_id not in self._hub.changes.removed_entities:
+            entity = self._hub.records.entity(entity_id)
+        if entity:
             self.keep(entity)
         return entity
 
     def keep(self, entity: Entity) -> None:
-        """Hold an entity in memory: as long as something is going on with it, or as long as there is room."""
+        """Hold an entity in memory: as long as something is going on with it, or as long as there is room.
+
+        Without a state it is forgotten when nothing is going on with it.
+        """
         if entity.inbox or entity.lock:
             self._busy[entity.id] = entity
             return
         self._busy.pop(entity.id, None)
-        size = len(entity.state or "")
+        if entity.state is None:
+            self._hub.changes.remove_entity(entity.id)
+            return
+        size = len(entity.state)
         self._idle[entity.id] = entity, size
         self._idle_size += size
         while len(self._idle) > KEPT or self._idle_size > KEPT_CHARACTERS:

@@ -55,10 +55,14 @@ class Orchestrations:
         check_text("orchestration's name", request.name)
         check_tags(request.tags)
         check_payload(f"input of orchestration '{request.name}'", request.input.value)
+        replaceable = set(request.orchestrationIdReusePolicy.replaceableStatus)
+        if TERMINATED not in replaceable and replaceable & {PENDING, RUNNING, SUSPENDED}:
+            problem = "An id reuse policy that replaces running orchestrations must replace terminated ones too."
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, problem)
         if existing := self.find(instance_id):
-            if existing.status not in request.orchestrationIdReusePolicy.replaceableStatus:
-                state = pb.OrchestrationStatus.Name(existing.status).removeprefix("ORCHESTRATION_STATUS_").lower()
-                problem = f"There is an orchestration with instance id '{instance_id}' already; it is {state}."
+            if existing.status not in replaceable:
+                status = pb.OrchestrationStatus.Name(existing.status).removeprefix("ORCHESTRATION_STATUS_").lower()
+                problem = f"There is an orchestration with instance id '{instance_id}' already; it is {status}."
                 raise Refused(grpc.StatusCode.ALREADY_EXISTS, problem)
             self._remove(existing)
         started = pb.ExecutionStartedEvent(name=request.name, tags=dict(request.tags))
@@ -79,7 +83,7 @@ class Orchestrations:
         """Raise an external event; one for a finished orchestration is dropped without a word, as by DTS."""
         check_text("event's name", request.name)
         check_payload(f"data of event '{request.name}'", request.input.value)
-        if orchestration := self._existing(request.instanceId):
+        if orchestration := self._running(request.instanceId):
             raised = pb.EventRaisedEvent(name=request.name, input=_optional(request, "input"))
             self._hub.send(orchestration.id, self._hub.event(eventRaised=raised))
         return pb.RaiseEventResponse()
@@ -87,13 +91,13 @@ class Orchestrations:
     def terminate(self, request: pb.TerminateRequest) -> pb.TerminateResponse:
         """End an orchestration at once, and with `recursive` those that it has called; no worker is needed for it."""
         check_payload("output of the termination", request.output.value)
-        if orchestration := self._existing(request.instanceId):
+        if orchestration := self._running(request.instanceId):
             self._terminate(orchestration, _optional(request, "output"), request.recursive)
         return pb.TerminateResponse()
 
     def suspend(self, request: pb.SuspendRequest) -> pb.SuspendResponse:
         """Suspend an orchestration: a step that a worker has is finished, and what arrives from now on waits."""
-        orchestration = self._existing(request.instanceId)
+        orchestration = self._running(request.instanceId)
         if orchestration and orchestration.status != SUSPENDED:
             check_payload("reason", request.reason.value)
             orchestration.status = SUSPENDED
@@ -106,7 +110,7 @@ class Orchestrations:
 
     def resume(self, request: pb.ResumeRequest) -> pb.ResumeResponse:
         """Have a suspended orchestration continue."""
-        orchestration = self._existing(request.instanceId)
+        orchestration = self._running(request.instanceId)
         if orchestration and orchestration.status == SUSPENDED:
             check_payload("reason", request.reason.value)
             has_begun = orchestration.chunks or orchestration.attempts.token
@@ -117,8 +121,9 @@ class Orchestrations:
         return pb.ResumeResponse()
 
     def restart(self, request: pb.RestartInstanceRequest) -> pb.RestartInstanceResponse:
-        """Start a finished orchestration again with its input, under its own id or a new one."""
-        old = self._finished(request.instanceId)
+        """Start a finished orchestration again with its input; under a new id also one that still runs."""
+        find = self._existing if request.restartWithNewInstanceId else self._finished
+        old = find(request.instanceId)
         started = pb.ExecutionStartedEvent(name=old.name, tags=old.tags)
         if old.version is not None:
             started.version.value = old.version
@@ -165,13 +170,14 @@ class Orchestrations:
 
     def fill(self, item: pb.OrchestratorRequest, orchestration: Orchestration, delivery: Delivery) -> None:
         """Put the next step into a work item."""
-        inbox = orchestration.inbox
+        inbox = _in_order(orchestration)
         if any(message.event.HasField("executionRewound") for message in inbox):
             # The SDK wants to see this event alone: the worker answers with a new history, in which nothing failed.
             inbox = [message for message in inbox if message.event.HasField("executionRewound")][:1]
-        delivery.messages = list(inbox)
-        if not inbox:
+        has_begun = orchestration.chunks or (inbox and inbox[0].event.HasField("executionStarted"))
+        if not inbox or not has_begun or orchestration.status == SUSPENDED:
             return
+        delivery.messages = list(inbox)
         delivery.events = [message.event for message in inbox]
         if not inbox[0].event.HasField("orchestratorStarted"):
             delivery.events.insert(0, self._hub.event(orchestratorStarted=pb.OrchestratorStartedEvent()))
@@ -206,9 +212,7 @@ class Orchestrations:
                 case _:
                     self._act(orchestration, action, events)
         if ending is None:
-            self._append(
-                orchestration, [*events, self._hub.event(orchestratorCompleted=pb.OrchestratorCompletedEvent())]
-            )
+            self._append(orchestration, events)
             self._save(orchestration)
             self._offer(orchestration)
         elif ending.orchestrationStatus == CONTINUED_AS_NEW:
@@ -336,7 +340,10 @@ class Orchestrations:
 
     def _continue_as_new(self, orchestration: Orchestration, ending: pb.CompleteOrchestrationAction) -> None:
         """Begin anew under another key, with a new input, and with the events that nobody has waited for yet."""
-        late = [message.event for message in orchestration.inbox]
+        # What else has arrived answers the old execution: the new one may have asked under the same number.
+        late = [
+            event for message in orchestration.inbox if (event := message.event).WhichOneof("eventType") in _CARRIED
+        ]
         started = pb.ExecutionStartedEvent(name=orchestration.name, tags=orchestration.tags)
         if orchestration.caller_trace is not None:
             started.parentTraceContext.CopyFrom(orchestration.caller_trace)
@@ -373,8 +380,7 @@ class Orchestrations:
             completed.result.value = output
         orchestration.status, orchestration.output, orchestration.failure = status, output, details
         orchestration.completed = self._hub.now
-        bookend = self._hub.event(orchestratorCompleted=pb.OrchestratorCompletedEvent())
-        self._append(orchestration, [*events, bookend, self._hub.event(executionCompleted=completed)])
+        self._append(orchestration, [*events, self._hub.event(executionCompleted=completed)])
         self._save(orchestration)
         self._leave(orchestration)
         self._tell_parent(orchestration)
@@ -504,28 +510,35 @@ class Orchestrations:
 
     def find(self, instance_id: str) -> Orchestration | None:
         """An orchestration, finished or not."""
-        return self.live.get(instance_id) or self._hub.records.orchestration(instance_id)
-
-    def _existing(self, instance_id: str) -> Orchestration | None:
-        """A running orchestration, or None if it is finished. Raises Refused if there is none of this id."""
         if orchestration := self.live.get(instance_id):
             return orchestration
-        if self._hub.records.orchestration(instance_id) is None:
-            raise Refused(grpc.StatusCode.NOT_FOUND, f"There is no orchestration with instance id '{instance_id}'.")
-        return None
+        changes = self._hub.changes  # of this call: they are not stored yet
+        if changed := [changed for changed in changes.orchestrations.values() if changed.id == instance_id]:
+            return changed[0]
+        stored = self._hub.records.orchestration(instance_id)
+        return stored if stored and stored.key not in changes.removed_executions else None
+
+    def _existing(self, instance_id: str) -> Orchestration:
+        """An orchestration, finished or not. Raises Refused if there is none of this id."""
+        if orchestration := self.find(instance_id):
+            return orchestration
+        raise Refused(grpc.StatusCode.NOT_FOUND, f"There is no orchestration with instance id '{instance_id}'.")
+
+    def _running(self, instance_id: str) -> Orchestration | None:
+        """A running orchestration, or None if it is finished. Raises Refused if there is none of this id."""
+        orchestration = self._existing(instance_id)
+        return None if orchestration.status in FINISHED else orchestration
 
     def _finished(self, instance_id: str) -> Orchestration:
         """A finished orchestration. Raises Refused if it is not, or there is none of this id."""
-        if self._existing(instance_id):
-            problem = f"Orchestration '{instance_id}' has not finished."
-            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, problem)
-        orchestration = self._hub.records.orchestration(instance_id)
-        assert orchestration
-        return orchestration
+        orchestration = self._existing(instance_id)
+        if orchestration.status in FINISHED:
+            return orchestration
+        raise Refused(grpc.StatusCode.FAILED_PRECONDITION, f"Orchestration '{instance_id}' has not finished.")
 
     def _unseen(self, orchestration: Orchestration) -> list[pb.HistoryEvent]:
         """The events that no step has seen, for the history of one that ends without another step."""
-        events = [message.event for message in orchestration.inbox]
+        events = [message.event for message in _in_order(orchestration)]
         return [self._hub.event(orchestratorStarted=pb.OrchestratorStartedEvent()), *events]
 
     def _history(self, orchestration: Orchestration) -> list[pb.HistoryEvent]:
@@ -548,6 +561,12 @@ class Orchestrations:
         self._hub.changes.remove_messages(messages)
 
 
+def _in_order(orchestration: Orchestration) -> list[Message]:
+    """What has arrived, with the start first: the SDK does not take an event that comes before it, of a delayed one."""
+    return sorted(orchestration.inbox, key=lambda message: not message.event.HasField("executionStarted"))
+
+
+_CARRIED = ("eventRaised", "executionSuspended", "executionResumed")
 _NEW_WITH_EACH_KEY = ("key", "history", "chunks", "inbox", "timers", "attempts")
 
 

@@ -204,6 +204,11 @@ class Changes:
         self.history = [chunk for chunk in self.history if chunk[0] != key]
         self.removed_executions.add(key)
 
+    def remove_entity(self, entity_id: str) -> None:
+        """Forget an entity."""
+        self.entities.pop(entity_id, None)
+        self.removed_entities.add(entity_id)
+
     def remove_messages(self, messages: Iterable[Message]) -> None:
         """Forget messages; of one that came with this very change, nothing is written at all."""
         for message in messages:
@@ -233,10 +238,6 @@ class Records(Protocol):
 
     def locked_entities(self) -> Iterator[Entity]:
         """All entities that are locked, without their inboxes."""
-        ...
-
-    def empty_entities(self) -> list[str]:
-        """The ids of all entities that have no state."""
         ...
 
     def orchestration(self, instance_id: str) -> Orchestration | None:

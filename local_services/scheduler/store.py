@@ -100,8 +100,8 @@ class Store:
     def commit(self, hub: str, changes: Changes) -> None:
         """Store all changes of a call, or none. Raises StateUnusable if they cannot be stored."""
         with _explained(self._path), self._writing:
-            self._writer.execute("BEGIN IMMEDIATE")
             try:
+                self._writer.execute("BEGIN IMMEDIATE")
                 self._write(hub, changes)
                 self._writer.execute("COMMIT")
             except BaseException:
@@ -109,7 +109,8 @@ class Store:
                     self._writer.execute("ROLLBACK")
                 raise
             if changes.removed_executions or changes.removed_entities:
-                self._writer.execute("PRAGMA incremental_vacuum").fetchall()
+                with suppress(sqlite3.Error):  # all is stored already: not to get the space back is no failure
+                    self._writer.execute("PRAGMA incremental_vacuum").fetchall()
 
     def _write(self, hub: str, changes: Changes) -> None:
         write, write_all = self._writer.execute, self._writer.executemany
@@ -320,9 +321,6 @@ class HubRecords:
                 "SELECT id, modified, lock, owner, state FROM entities WHERE hub = ? AND lock != ''", (self._hub,)
             ),
         )
-
-    def empty_entities(self) -> list[str]:
-        return [row[0] for row in self._rows("SELECT id FROM entities WHERE hub = ? AND state IS NULL", (self._hub,))]
 
     def orchestration(self, instance_id: str) -> Orchestration | None:
         select = f"SELECT {_ORCHESTRATION} FROM orchestrations WHERE hub = ? AND id = ?"
