@@ -45,6 +45,8 @@ class Entities:
         """Queue an operation of an entity, now or later."""
         check_entity_id(request.instanceId)
         check_text("operation's name", request.name)
+        if request.requestId:
+            check_text("request's id", request.requestId)
         check_payload(f"input of operation '{request.name}'", request.input.value)
         signaled = pb.EntityOperationSignaledEvent(requestId=request.requestId, operation=request.name)
         signaled.targetInstanceId.value = request.instanceId

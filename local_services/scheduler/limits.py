@@ -1,6 +1,7 @@
 """What is too large or malformed: DTS's limits, with a message for the person who meets them."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import durabletask.internal.orchestrator_service_pb2 as pb
 import grpc
@@ -18,6 +19,9 @@ RECEIVE_LIMIT = 64 * 1024 * 1024
 
 NAME_LIMIT = 1024
 """Characters of an id, a name or a tag; DTS documents none."""
+
+FAILURE_LIMIT = 32 * 1024
+"""Characters of a failure's message, and of its stack trace; the causes of a failure share as much."""
 
 TAGS_LIMIT = 100
 """Tags of an orchestration."""
@@ -44,12 +48,14 @@ def check_entity_id(text: str) -> None:
 
 def check_tags(tags: Mapping[str, str]) -> None:
     """Raise Refused if there are too many tags, or one is too long."""
-    if len(tags) > TAGS_LIMIT:
-        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"There are {len(tags)} tags; {TAGS_LIMIT} are allowed.")
-    for name, value in tags.items():
-        check_text("tag's name", name)
-        if value:
-            check_text("tag's value", value)
+    if problem := _tags_problem(tags):
+        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, problem)
+
+
+def check_version(version: str) -> None:
+    """Raise Refused if a version is too long."""
+    if version:
+        check_text("version", version)
 
 
 def check_payload(what: str, text: str) -> None:
@@ -74,6 +80,23 @@ def too_large(problem: str) -> pb.TaskFailureDetails:
 def failure(kind: str, message: str) -> pb.TaskFailureDetails:
     """A failure that the scheduler itself reports; trying again would not help."""
     return pb.TaskFailureDetails(errorType=kind, errorMessage=message, isNonRetriable=True)
+
+
+def shorten_failure(holder: Any) -> None:
+    """Shorten the holder's failureDetails if they are long: whoever reads an orchestration must be able to."""
+    details = holder.failureDetails
+    if details.ByteSize() <= FAILURE_LIMIT:
+        return
+    details.errorType, details.errorMessage = details.errorType[:NAME_LIMIT], _shortened(details.errorMessage)
+    if details.HasField("stackTrace"):
+        details.stackTrace.value = _shortened(details.stackTrace.value)
+    for field in ("innerFailure", "properties"):
+        if details.ByteSize() > 8 * FAILURE_LIMIT:
+            details.ClearField(field)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= FAILURE_LIMIT else f"{text[:FAILURE_LIMIT]} … ({len(text):,} characters)"
 
 
 def step_failure(response: pb.OrchestratorResponse) -> pb.TaskFailureDetails | None:
@@ -114,9 +137,11 @@ def _action_problem(action: pb.OrchestratorAction) -> str | None:
             if status not in FINISHED and status != CONTINUED_AS_NEW:
                 return f"An orchestration cannot end with status {status}."
         case "scheduleTask":
-            return _text_problem("activity's name", action.scheduleTask.name)
+            return _called_problem("activity", action.scheduleTask)
         case "createSubOrchestration":
-            return _text_problem("sub-orchestration's name", action.createSubOrchestration.name)
+            return _called_problem("sub-orchestration", action.createSubOrchestration)
+        case "sendEvent":
+            return _text_problem("event's name", action.sendEvent.name)
         case "sendEntityMessage":
             message = action.sendEntityMessage
             match message.WhichOneof("EntityMessageType"):
@@ -136,6 +161,24 @@ def _action_problem(action: pb.OrchestratorAction) -> str | None:
             return "It asks for something unknown."
         case _:
             return None
+    return None
+
+
+def _called_problem(what: str, called: pb.ScheduleTaskAction | pb.CreateSubOrchestrationAction) -> str | None:
+    version = called.version.value
+    return (
+        _text_problem(f"{what}'s name", called.name)
+        or (_text_problem("version", version) if version else None)
+        or _tags_problem(called.tags)
+    )
+
+
+def _tags_problem(tags: Mapping[str, str]) -> str | None:
+    if len(tags) > TAGS_LIMIT:
+        return f"There are {len(tags):,} tags; {TAGS_LIMIT} are allowed."
+    for name, value in tags.items():
+        if problem := _text_problem("tag's name", name) or (value and _text_problem("tag's value", value)):
+            return problem
     return None
 
 

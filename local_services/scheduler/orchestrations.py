@@ -9,7 +9,14 @@ import durabletask.internal.orchestrator_service_pb2 as pb
 import grpc
 from google.protobuf.wrappers_pb2 import BoolValue, StringValue
 
-from local_services.scheduler.limits import check_instance_id, check_payload, check_tags, check_text, step_failure
+from local_services.scheduler.limits import (
+    check_instance_id,
+    check_payload,
+    check_tags,
+    check_text,
+    check_version,
+    step_failure,
+)
 from local_services.scheduler.records import (
     COMPLETED,
     CONTINUED_AS_NEW,
@@ -53,6 +60,7 @@ class Orchestrations:
         instance_id = request.instanceId or f"{self._hub.next_id():x}"
         check_instance_id(instance_id)
         check_text("orchestration's name", request.name)
+        check_version(request.version.value)
         check_tags(request.tags)
         check_payload(f"input of orchestration '{request.name}'", request.input.value)
         replaceable = set(request.orchestrationIdReusePolicy.replaceableStatus)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import durabletask.internal.orchestrator_service_pb2 as pb
 import grpc
 
-from local_services.scheduler.limits import MESSAGE_LIMIT, failure, payload_problem, too_large
+from local_services.scheduler.limits import MESSAGE_LIMIT, failure, payload_problem, shorten_failure, too_large
 from local_services.scheduler.records import (
     Activity,
     Attempts,
@@ -159,8 +159,9 @@ class Work:
     def hand_out(self) -> list[tuple[int, pb.WorkItem]]:
         """Give waiting work to fitting workers, each time to the one that has least; returns the work items."""
         items: list[tuple[int, pb.WorkItem]] = []
-        groups = list(self._waiting) if self._workers else []
-        for group in groups:
+        groups = deque(self._waiting if self._workers else ())
+        while groups:
+            group = groups.popleft()
             waiting = self._waiting[group]
             while waiting and (worker := self._worker_for(waiting[0])):
                 record = waiting.popleft()
@@ -168,7 +169,7 @@ class Work:
                 if item := self._item(record, worker):
                     items.append((worker.number, item))
                 else:  # it may have failed, and made work for its caller
-                    groups += [other for other in self._waiting if other not in groups]
+                    groups.extend(other for other in self._waiting if other not in groups and other != group)
             if not waiting:
                 del self._waiting[group]
         return items
@@ -212,6 +213,8 @@ class Work:
         """An orchestrator's step is done."""
         if delivery := self._take(request.completionToken, "orchestration", request.instanceId):
             assert isinstance(delivery.record, Orchestration)
+            for action in request.actions:
+                shorten_failure(action.completeOrchestration)
             if request.isPartial:
                 raise Refused(grpc.StatusCode.UNIMPLEMENTED, "CompleteOrchestratorTask in parts is not implemented.")
             self._done(delivery)
@@ -224,6 +227,7 @@ class Work:
         if delivery := self._take(request.completionToken, "activity", request.instanceId, request.taskId):
             self._done(delivery)
             assert isinstance(delivery.record, Activity)
+            shorten_failure(request)
             problem = payload_problem([(f"output of activity '{delivery.record.request.name}'", request.result.value)])
             if problem:
                 request.failureDetails.CopyFrom(too_large(problem))
@@ -238,6 +242,8 @@ class Work:
                 self._abandon(delivery)
                 raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "There is no result for any of the operations.")
             self._done(delivery)
+            for holder in (request, *(result.failure for result in request.results)):
+                shorten_failure(holder)
             if problem := self._hub.entities.complete(delivery.record, request, delivery.messages):
                 # A signalled entity has no caller to tell: the worker's log is where the reason can be seen.
                 raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)

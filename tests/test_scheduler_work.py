@@ -1,0 +1,454 @@
+"""Work that fails to come back: abandoned, lost with its worker, answered wrongly, or waited for by nobody."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import durabletask.internal.orchestrator_service_pb2 as pb
+import grpc
+import pytest
+from task_hub import (
+    BEGINNING,
+    SECOND,
+    PlayedWorker,
+    TaskHub,
+    call_activity,
+    call_child,
+    call_entity,
+    finish,
+    new_events,
+)
+
+from local_services.scheduler.records import Refused
+
+PAUSES = [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0, 30.0]
+
+
+@pytest.fixture
+def hub() -> TaskHub:
+    return TaskHub()
+
+
+def orchestration_waits(hub: TaskHub, **fields: Any) -> str:
+    return hub.start("o", "one", **fields)
+
+
+def activity_waits(hub: TaskHub, **fields: Any) -> str:
+    instance = hub.start("o", "one", **fields)
+    worker = hub.connect(only(orchestrations=["o"]))
+    hub.complete(worker.take(), call_activity(1))
+    hub.disconnect(worker)
+    return instance
+
+
+def operation_waits(hub: TaskHub, **fields: Any) -> str:
+    instance = hub.start("o", "one", **fields)
+    worker = hub.connect(only(orchestrations=["o"]))
+    hub.complete(worker.take(), call_entity(1, "@e@1"))
+    hub.disconnect(worker)
+    return instance
+
+
+def only(
+    orchestrations: list[str] | None = None, activities: list[str] | None = None, entities: list[str] | None = None
+) -> pb.WorkItemFilters:
+    return pb.WorkItemFilters(
+        orchestrations=[pb.OrchestrationFilter(name=name) for name in orchestrations or ()],
+        activities=[pb.ActivityFilter(name=name) for name in activities or ()],
+        entities=[pb.EntityFilter(name=name) for name in entities or ()],
+    )
+
+
+EACH_KIND = pytest.mark.parametrize("waits", [orchestration_waits, activity_waits, operation_waits])
+Waits = Callable[..., str]
+
+
+def ends_well(hub: TaskHub, worker: PlayedWorker) -> None:
+    """The worker does all that is sent to it, until there is no more."""
+    while worker.items:
+        item = worker.take()
+        if item.HasField("entityRequest"):
+            hub.complete_batch(item, "1")
+        elif item.HasField("activityRequest"):
+            hub.complete(item, '"result"')
+        else:
+            hub.complete(item, finish())
+
+
+# Abandoned --------------------------------------------------------------------------------------------------------
+
+
+@EACH_KIND
+def test_abandoned_work_comes_back_after_growing_pauses(waits: Waits, hub: TaskHub) -> None:
+    instance = waits(hub)
+    worker = hub.connect()
+    for pause in PAUSES:
+        hub.abandon(worker.take())
+        hub.sleep(pause - 0.001)
+        assert not worker.items, f"not before {pause} s"
+        hub.sleep(0.001)
+        assert len(worker.items) == 1, f"after {pause} s"
+    ends_well(hub, worker)
+    assert hub.status(instance) == "COMPLETED"
+
+
+@EACH_KIND
+def test_abandoned_work_is_offered_to_another_first(waits: Waits, hub: TaskHub) -> None:
+    waits(hub)
+    first = hub.connect()
+    second = hub.connect()
+    hub.abandon(first.take())
+    hub.sleep(0.1)
+    assert (len(first.items), len(second.items)) == (0, 1)
+    hub.abandon(second.take())
+    hub.sleep(0.2)
+    assert (len(first.items), len(second.items)) == (1, 0)
+
+
+@EACH_KIND
+def test_abandoned_work_is_offered_at_once_to_a_worker_that_comes(waits: Waits, hub: TaskHub) -> None:
+    waits(hub)
+    first = hub.connect()
+    for pause in PAUSES[:8]:
+        hub.abandon(first.take())
+        hub.sleep(pause)
+    hub.abandon(first.take())
+    second = hub.connect()
+    assert (len(first.items), len(second.items)) == (0, 1)
+
+
+@EACH_KIND
+def test_what_is_abandoned_again_and_again_fails_with_the_reason(waits: Waits, hub: TaskHub) -> None:
+    instance = waits(hub)
+    worker = hub.connect()
+    began, abandoned = hub.now, 0
+    while worker.items and hub.now - began < 3600 * SECOND:
+        hub.abandon(worker.take())
+        abandoned += 1
+        if any(new_events(item) in (["taskFailed"], ["entityOperationFailed"]) for item in worker.items):
+            break  # the caller sees the failure of what it called
+        hub.sleep(30)
+    assert 600 <= (hub.now - began) / SECOND <= 630
+    if waits is orchestration_waits:
+        failure = hub.failure(instance)
+        assert hub.status(instance) == "FAILED"
+    else:
+        (event,) = (
+            event for event in worker.take().orchestratorRequest.newEvents if not event.HasField("orchestratorStarted")
+        )
+        failed = event.taskFailed if waits is activity_waits else event.entityOperationFailed
+        assert failed.failureDetails.isNonRetriable
+        failure = failed.failureDetails.errorMessage
+    assert failure == f"Its workers abandoned it {abandoned} times in 10 minutes. Their logs say why."
+
+
+def test_many_abandons_in_a_short_time_are_no_failure(hub: TaskHub) -> None:
+    """Workers that are restarted again and again are offered the work again and again."""
+    instance = orchestration_waits(hub)
+    while hub.now - BEGINNING < 590 * SECOND:
+        worker = hub.connect()
+        hub.abandon(worker.take())
+        hub.disconnect(worker)
+        hub.sleep(5)
+    ends_well(hub, hub.connect())
+    assert hub.status(instance) == "COMPLETED"
+
+
+def test_a_rare_abandon_is_no_failure(hub: TaskHub) -> None:
+    instance = orchestration_waits(hub)
+    for _ in range(9):
+        worker = hub.connect()
+        hub.abandon(worker.take())
+        hub.disconnect(worker)
+        hub.sleep(400)
+    ends_well(hub, hub.connect())
+    assert hub.status(instance) == "COMPLETED"
+
+
+def test_after_a_finished_step_counting_begins_anew(hub: TaskHub) -> None:
+    instance = orchestration_waits(hub)
+    worker = hub.connect(only(orchestrations=["o"]))
+    for name in ("first", "second", "third"):
+        for _ in range(15):
+            hub.abandon(worker.take())
+            hub.sleep(30)
+        hub.complete(worker.take())
+        hub.event(instance, name)
+    assert hub.status(instance) == "RUNNING"
+
+
+def test_abandoned_work_that_nobody_needs_any_more_does_not_come_back(hub: TaskHub) -> None:
+    instance = activity_waits(hub)
+    worker = hub.connect()
+    hub.abandon(worker.take())
+    hub.call("TerminateInstance", pb.TerminateRequest(instanceId=instance))
+    hub.call("PurgeInstances", pb.PurgeInstancesRequest(instanceId=instance))
+    hub.sleep(3600)
+    assert not worker.items
+
+
+@pytest.mark.parametrize("lost", ["abandoned", "its worker died"])
+def test_a_step_that_fails_to_come_back_waits_while_its_orchestration_is_suspended(lost: str, hub: TaskHub) -> None:
+    instance = orchestration_waits(hub)
+    worker = hub.connect()
+    item = worker.take()
+    hub.call("SuspendInstance", pb.SuspendRequest(instanceId=instance))
+    if lost == "abandoned":
+        hub.abandon(item)
+    else:
+        hub.disconnect(worker)
+        worker = hub.connect()
+    hub.sleep(60)
+    assert not worker.items
+    assert hub.status(instance) == "SUSPENDED"
+    hub.call("ResumeInstance", pb.ResumeRequest(instanceId=instance))
+    ends_well(hub, worker)
+    assert hub.status(instance) == "COMPLETED"
+
+
+def test_what_cannot_be_delivered_has_its_caller_told_at_once(hub: TaskHub) -> None:
+    """The child is looked at after all that waits under its parent's name, and makes more work under that name."""
+    for instance in ("parent", "another", "a third"):
+        hub.start("parent", instance)
+    first = hub.connect(only(orchestrations=["parent"]), maxConcurrentOrchestrationWorkItems=1)
+    hub.complete(first.take(), call_child(1, "child", "child"))
+    hub.disconnect(first)
+    for number in range(5):
+        hub.event("child", f"event {number}", json.dumps("x" * 1_000_000))
+    worker = hub.connect()
+    assert hub.status("child") == "FAILED"
+    assert "a worker receives 4,194,304 at most" in hub.failure("child")
+    step = next(item for item in worker.items if item.orchestratorRequest.instanceId == "parent")
+    assert new_events(step) == ["subOrchestrationInstanceFailed"]
+
+
+# Versions ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_version_that_a_worker_rejects_is_no_failure_of_the_work(hub: TaskHub) -> None:
+    """A worker says no more than that it abandons; nobody has finished a step of this version yet."""
+    instance = orchestration_waits(hub, version="2.0")
+    old = hub.connect()
+    for _ in range(60):
+        hub.abandon(old.take())
+        hub.sleep(30)
+    assert hub.status(instance) == "PENDING"
+    new = hub.connect()
+    hub.abandon(old.take())
+    hub.sleep(30)
+    ends_well(hub, new)
+    assert hub.status(instance) == "COMPLETED"
+
+
+def test_who_has_finished_a_step_of_a_version_does_not_reject_it(hub: TaskHub) -> None:
+    able = hub.connect()
+    hub.start("o", "before", version="2.0")
+    hub.complete(able.take(), finish())
+    instance = orchestration_waits(hub, version="2.0")
+    while able.items and hub.now - BEGINNING < 3600 * SECOND:
+        hub.abandon(able.take())
+        hub.sleep(30)
+    assert hub.status(instance) == "FAILED"
+
+
+# Dead workers -----------------------------------------------------------------------------------------------------
+
+
+@EACH_KIND
+def test_forty_nine_dead_workers_are_no_failure_and_fifty_are(waits: Waits, hub: TaskHub) -> None:
+    instance = waits(hub)
+    for _ in range(49):
+        worker = hub.connect()
+        worker.take()
+        hub.disconnect(worker)
+    survivor = hub.connect()
+    ends_well(hub, survivor)
+    assert hub.status(instance) == "COMPLETED"
+    hub.disconnect(survivor)
+    hub.call("PurgeInstances", pb.PurgeInstancesRequest(instanceId=instance))
+
+    waits(hub)
+    for _ in range(50):
+        worker = hub.connect()
+        worker.take()
+        hub.disconnect(worker)
+    if waits is not orchestration_waits:
+        worker = hub.connect()
+        item = worker.take()
+        assert new_events(item) in (["taskFailed"], ["entityOperationFailed"])
+        assert "50 workers in a row" in str(item.orchestratorRequest.newEvents)
+    else:
+        assert hub.status(instance) == "FAILED"
+        assert "50 workers in a row" in hub.failure(instance)
+
+
+@EACH_KIND
+def test_work_of_a_stream_that_ended_goes_to_another_at_once(waits: Waits, hub: TaskHub) -> None:
+    waits(hub)
+    first = hub.connect()
+    second = hub.connect()
+    late = first.take()
+    hub.disconnect(first)
+    assert len(second.items) == 1
+    if late.HasField("entityRequest"):
+        hub.complete_batch(late, "late")
+        entity = hub.entity("@e@1")
+        assert not entity or not entity.serializedState.value
+    else:
+        hub.complete(late, finish('"late"') if late.HasField("orchestratorRequest") else '"late"')
+    assert len(second.items) == 1, "a late completion changes nothing"
+    ends_well(hub, second)
+    assert hub.status("one") == "COMPLETED"
+
+
+# Completions for other work ---------------------------------------------------------------------------------------
+
+
+def other_instance(item: pb.WorkItem) -> tuple[str, Any]:
+    if item.HasField("activityRequest"):
+        return "CompleteActivityTask", pb.ActivityResponse(
+            instanceId="two", taskId=item.activityRequest.taskId, completionToken=item.completionToken
+        )
+    return "CompleteOrchestratorTask", pb.OrchestratorResponse(
+        instanceId="two", completionToken=item.completionToken, actions=[finish()]
+    )
+
+
+def other_kind(item: pb.WorkItem) -> tuple[str, Any]:
+    if item.HasField("orchestratorRequest"):
+        return "CompleteActivityTask", pb.ActivityResponse(instanceId="one", completionToken=item.completionToken)
+    return "CompleteOrchestratorTask", pb.OrchestratorResponse(
+        instanceId="one", completionToken=item.completionToken, actions=[finish()]
+    )
+
+
+def other_task(item: pb.WorkItem) -> tuple[str, Any]:
+    return "CompleteActivityTask", pb.ActivityResponse(
+        instanceId="one", taskId=item.activityRequest.taskId + 1, completionToken=item.completionToken
+    )
+
+
+@pytest.mark.parametrize(
+    ("waits", "wrong"),
+    [
+        (orchestration_waits, other_instance),
+        (orchestration_waits, other_kind),
+        (activity_waits, other_instance),
+        (activity_waits, other_kind),
+        (activity_waits, other_task),
+        (operation_waits, other_kind),
+    ],
+)
+def test_a_completion_for_other_work_than_its_token_counts_for_neither_and_hangs_neither(
+    waits: Waits, wrong: Callable[[pb.WorkItem], tuple[str, Any]], hub: TaskHub
+) -> None:
+    waits(hub)
+    hub.start("o", "two")
+    worker = hub.connect()
+    mine = next(item for item in worker.items if item.orchestratorRequest.instanceId != "two")
+    with pytest.raises(Refused, match="for other work"):
+        hub.call(*wrong(mine))
+    worker.items.remove(mine)
+    hub.sleep(1)
+    ends_well(hub, worker)
+    assert (hub.status("one"), hub.status("two")) == ("COMPLETED", "COMPLETED")
+    assert hub.history("one").count("taskCompleted") <= 1
+
+
+def test_a_completion_with_an_unknown_token_is_ignored(hub: TaskHub) -> None:
+    orchestration_waits(hub)
+    worker = hub.connect()
+    response = pb.OrchestratorResponse(instanceId="one", completionToken="made up", actions=[finish()])
+    hub.call("CompleteOrchestratorTask", response)
+    assert hub.status("one") == "PENDING"
+    ends_well(hub, worker)
+    assert hub.status("one") == "COMPLETED"
+
+
+def test_a_completion_counts_once(hub: TaskHub) -> None:
+    activity_waits(hub)
+    worker = hub.connect()
+    item = worker.take()
+    hub.complete(item, '"first"')
+    hub.complete(item, '"second"')
+    step = worker.take()
+    assert new_events(step) == ["taskCompleted"]
+    hub.complete(step)
+    hub.complete(step, finish('"twice"'))
+    assert hub.status("one") == "RUNNING"
+    assert hub.history("one").count("taskCompleted") == 1
+
+
+# What is too long -------------------------------------------------------------------------------------------------
+
+LONG = "x" * 1025
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "named"),
+    [
+        ("StartInstance", pb.CreateInstanceRequest(name="o", instanceId=LONG), "instance id"),
+        ("StartInstance", pb.CreateInstanceRequest(name=LONG), "orchestration's name"),
+        ("StartInstance", pb.CreateInstanceRequest(), "orchestration's name is empty"),
+        ("StartInstance", pb.CreateInstanceRequest(name="o", instanceId="@o@1"), "cannot begin with '@'"),
+        ("StartInstance", pb.CreateInstanceRequest(name="o", tags={LONG: "value"}), "tag's name"),
+        ("StartInstance", pb.CreateInstanceRequest(name="o", tags={"name": LONG}), "tag's value"),
+        ("StartInstance", pb.CreateInstanceRequest(name="o", tags={str(n): "" for n in range(101)}), "101 tags"),
+        ("StartInstance", pb.CreateInstanceRequest(name="o", version={"value": LONG}), "version"),
+        ("RaiseEvent", pb.RaiseEventRequest(instanceId="one", name=LONG), "event's name"),
+        ("SignalEntity", pb.SignalEntityRequest(instanceId=f"@e@{LONG}", name="run"), "entity's id"),
+        ("SignalEntity", pb.SignalEntityRequest(instanceId="e", name="run"), "@name@key"),
+        ("SignalEntity", pb.SignalEntityRequest(instanceId="@e@1", name=LONG), "operation's name"),
+        ("SignalEntity", pb.SignalEntityRequest(instanceId="@e@1", name="run", requestId=LONG), "request's id"),
+    ],
+)
+def test_what_is_too_long_or_empty_is_refused_by_name(method: str, request_: Any, named: str, hub: TaskHub) -> None:
+    hub.start("o", "one")
+    with pytest.raises(Refused, match=named) as refused:
+        hub.call(method, request_)
+    assert refused.value.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("action", "named"),
+    [
+        (call_activity(1, LONG), "activity's name"),
+        (call_activity(1, ""), "activity's name is empty"),
+        (call_entity(1, "e"), "@name@key"),
+        (pb.OrchestratorAction(id=1), "unknown"),
+    ],
+)
+def test_a_step_that_asks_for_the_impossible_fails_by_name(
+    action: pb.OrchestratorAction, named: str, hub: TaskHub
+) -> None:
+    instance = orchestration_waits(hub)
+    hub.complete(hub.connect().take(), action)
+    assert hub.status(instance) == "FAILED"
+    assert named in hub.failure(instance)
+
+
+def test_a_failure_as_long_as_a_book_can_still_be_read(hub: TaskHub) -> None:
+    """A client with default options receives 4 MB."""
+    details = pb.TaskFailureDetails(errorType="ValueError", errorMessage="x" * 5_000_000)
+    details.stackTrace.value = "y" * 5_000_000
+    details = pb.TaskFailureDetails(errorType="E", errorMessage="x" * 5_000_000, innerFailure=details)
+    instance = orchestration_waits(hub)
+    ending = pb.CompleteOrchestrationAction(orchestrationStatus=pb.ORCHESTRATION_STATUS_FAILED, failureDetails=details)
+    worker = hub.connect()
+    hub.complete(worker.take(), pb.OrchestratorAction(id=1, completeOrchestration=ending))
+    assert hub.status(instance) == "FAILED"
+    state = hub.state(instance)
+    assert state
+    assert state.ByteSize() < 1_000_000
+    assert state.failureDetails.errorMessage.startswith("xxx")
+    assert "9,999" not in state.failureDetails.errorMessage
+
+    caller = hub.start("o", "caller")
+    hub.complete(worker.take(), call_activity(1))
+    hub.complete(worker.take(), failureDetails=details)
+    item = worker.take()
+    assert new_events(item) == ["taskFailed"]
+    assert item.ByteSize() < 1_000_000
+    hub.complete(item, finish())
+    assert hub.status(caller) == "COMPLETED"
