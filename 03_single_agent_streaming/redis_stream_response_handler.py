@@ -25,7 +25,7 @@ from agent_framework_durabletask import AgentCallbackContext, AgentResponseCallb
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from support import OUTAGE_SECONDS, AgentError, UsageError, require_answer, setting
+from support import OUTAGE_SECONDS, AgentError, UsageError, require_answer, setting, waiting_at_most
 
 START = "0-0"  # the cursor before the first entry
 
@@ -240,7 +240,7 @@ class RedisStreamResponseHandler(AgentResponseCallbackProtocol):
             correlation_id: whose answer to give. Without it: the one that the cursor is in (the next one, if it is at
                 its end), or from the start the newest.
 
-        Raises grpc.RpcError if the scheduler refuses to be asked, or is out of reach for more than a moment.
+        Raises grpc.RpcError if the scheduler refuses to be asked, or is unreachable for longer than OUTAGE_SECONDS.
         """
         reading = self._begin_reading(session_key, cursor, correlation_id)
         stored: AgentResponse | None = None
@@ -273,7 +273,8 @@ class RedisStreamResponseHandler(AgentResponseCallbackProtocol):
             if stored is None and (not entries or reading.ended or now - asked > BLOCK_SECONDS):
                 asked = now
                 try:
-                    stored, contact = self._stored_answer(session_key, reading), now
+                    with waiting_at_most(0):  # what Redis has is printed also while the scheduler is unreachable
+                        stored, contact = self._stored_answer(session_key, reading), now
                 except grpc.RpcError:
                     if now - contact > OUTAGE_SECONDS:
                         raise

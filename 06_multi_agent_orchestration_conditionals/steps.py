@@ -11,13 +11,12 @@ from collections.abc import Callable, Generator, Iterator
 from datetime import timedelta
 from typing import Any, TypeAlias, TypeVar, cast
 
-import grpc
 from agent_framework import AgentResponse, AgentSession
 from agent_framework_durabletask import DurableAIAgent
 from durabletask.client import OrchestrationState, OrchestrationStatus, TaskHubGrpcClient
 from durabletask.task import OrchestrationContext, Task
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from support import OUTAGE_SECONDS, AgentError, UsageError, setting
+from support import AgentError, UsageError, setting, waiting_at_most
 
 RETRY_PAUSES = (0.5, 1.0, 2.0)  # seconds between attempts; in each, the model's SDK has retried on its own as well
 LOOK_SECONDS = 1.0  # how often a waiting client brings its progress line up to date; the result itself comes at once
@@ -158,7 +157,7 @@ def start_or_resume(
     if state is None or state.name != orchestration_name:
         raise UsageError(
             f"Task hub '{setting('TASKHUB', 'default')}' has no {orchestration_name} with the instance id "
-            f"'{instance}'. (The emulator and the local scheduler forget everything when they stop.)"
+            f"'{instance}'. (The emulator forgets everything when it stops.)"
         )
     return instance
 
@@ -184,7 +183,7 @@ def result_of(
     Raises:
         OrchestrationFailed: it failed.
         AgentError: it was terminated, or has not ended in time.
-        grpc.RpcError: the scheduler is out of reach for longer than OUTAGE_SECONDS.
+        grpc.RpcError: the scheduler is unreachable for longer than OUTAGE_SECONDS.
     """
     progress = _Progress()
     deadline = time.monotonic() + timeout
@@ -192,7 +191,8 @@ def result_of(
     try:
         while True:
             left = max(0.0, deadline - time.monotonic())
-            state = _look(client, instance_id, min(left, 0.2 if on_change else LOOK_SECONDS), progress)
+            with waiting_at_most(left):
+                state = _look(client, instance_id, min(left, 0.2 if on_change else LOOK_SECONDS))
             where = _WHERE.get(state.runtime_status, "running")
             if state.runtime_status is OrchestrationStatus.COMPLETED:
                 return state
@@ -224,29 +224,15 @@ _WHERE = {
 }
 
 
-def _look(client: TaskHubGrpcClient, instance_id: str, seconds: float, progress: "_Progress") -> OrchestrationState:
-    """The state at the end, or else after so many seconds. A scheduler that is away for a moment is waited for."""
-    given_up = time.monotonic() + seconds + OUTAGE_SECONDS
-    while True:
-        try:
-            state = _state(client, instance_id, seconds)
-            break
-        except grpc.RpcError as error:
-            out_of_reach = isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNAVAILABLE
-            if not out_of_reach or time.monotonic() > given_up:
-                raise
-        progress.show("the scheduler is out of reach")
-        time.sleep(0.2)
-    if state is None:
-        raise AgentError(f"The scheduler does not know {instance_id} any more: purged, or its memory began anew.")
-    return state
-
-
-def _state(client: TaskHubGrpcClient, instance_id: str, seconds: float) -> OrchestrationState | None:
+def _look(client: TaskHubGrpcClient, instance_id: str, seconds: float) -> OrchestrationState:
+    """The state at the end, or else after so many seconds."""
     try:
-        return client.wait_for_orchestration_completion(instance_id, timeout=seconds)
+        state = client.wait_for_orchestration_completion(instance_id, timeout=seconds)
     except TimeoutError:
-        return client.get_orchestration_state(instance_id)
+        state = client.get_orchestration_state(instance_id)
+    if state is None:
+        raise AgentError(f"The scheduler does not know {instance_id} any more: purged, or its state was deleted.")
+    return state
 
 
 def _come_back(instance_id: str) -> str:

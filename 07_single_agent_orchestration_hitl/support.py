@@ -9,13 +9,18 @@ import gc
 import json
 import logging
 import os
+import re
 import signal
 import sys
+import textwrap
 import threading
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from queue import Empty, SimpleQueue
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -37,13 +42,15 @@ from durabletask.azuremanaged.client import DurableTaskSchedulerClient
 from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 from durabletask.client import TaskHubGrpcClient
 from durabletask.entities import EntityInstanceId
+from durabletask.grpc_options import GrpcChannelOptions, GrpcWorkerResiliencyOptions
 from durabletask.worker import ConcurrencyOptions
 
 if TYPE_CHECKING:
     from agent_framework.openai import OpenAIChatCompletionClient
 
 CONNECT_SECONDS = 5.0  # to reach the scheduler before saying that it is not there
-OUTAGE_SECONDS = 10.0  # how long a client that waits for an answer puts up with a scheduler out of reach
+CALL_SECONDS = 10.0  # for one attempt at a call; a scheduler that is silent for longer counts as unreachable
+OUTAGE_SECONDS = 30.0  # how long a call waits for a scheduler that was there and is unreachable now
 LOOK_SECONDS = 0.004  # between the first two looks for an answer; each other that waits adds as much to all pauses
 STOP_SECONDS = 10.0  # to end in; another worker takes up at once what this one has in hand
 
@@ -89,12 +96,16 @@ def _configure_logging() -> None:
     if not level:  # the SDKs log a traceback where this file says in one line what went wrong
         logging.getLogger("agent_framework").setLevel(logging.CRITICAL)
         logging.getLogger("azure").setLevel(logging.CRITICAL)
-        logging.getLogger("durabletask").addFilter(_first_line_only)
+        logging.getLogger("durabletask").addFilter(_shortened)
 
 
-def _first_line_only(record: logging.LogRecord) -> bool:
-    record.msg, record.args, record.exc_info = record.getMessage().partition("\n")[0], None, None
-    return True
+def _shortened(record: logging.LogRecord) -> bool:
+    """One line each; none for a lost connection, of which `PatientCalls` says the beginning and the end."""
+    message = record.getMessage()
+    record.msg, record.args, record.exc_info = textwrap.shorten(message, 300), None, None
+    return record.levelno != logging.WARNING or not re.search(
+        "UNAVAILABLE|DEADLINE_EXCEEDED|Connection failed, retrying|Timed out waiting for work|Stream reader", message
+    )
 
 
 def setting(name: str, default: str = "") -> str:
@@ -107,16 +118,23 @@ def setting(name: str, default: str = "") -> str:
 
 def _scheduler() -> dict[str, Any]:
     """Where the scheduler is, and who we are to it: what its client and its worker take alike."""
-    endpoint = setting("ENDPOINT", "http://localhost:8080")
+    endpoint = _endpoint()
     if not endpoint.startswith(("http://", "https://")):
         raise UsageError(f"ENDPOINT={endpoint} must start with http:// (emulator, local) or https:// (Azure).")
     secure = endpoint.startswith("https://")
+    # gRPC shares a connection between the channels of a process. Without this, a worker that leaves a silent
+    # connection for a new channel would get the same connection again.
+    options: list[tuple[str, Any]] = [("grpc.use_local_subchannel_pool", 1)]
+    if not secure:  # by default, the pauses between attempts to connect grow to two minutes
+        options += [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
     return {
         "host_address": endpoint.rstrip("/"),
         "taskhub": setting("TASKHUB", "default"),
         "secure_channel": secure,
         "token_credential": _azure_credential() if secure else None,
         "logger": logging.getLogger("durabletask"),  # without it, the SDK attaches a log handler of its own
+        "channel_options": GrpcChannelOptions(raw_options=options),
+        "interceptors": [_calls],
     }
 
 
@@ -130,34 +148,131 @@ def scheduler_client() -> DurableTaskSchedulerClient:
     """A client of the scheduler, after a look whether it is there and lets us in.
 
     Raises:
-        UsageError: nothing that speaks gRPC listens at ENDPOINT.
-        grpc.RpcError: it refuses us, or is not a scheduler.
+        grpc.RpcError: nothing that speaks gRPC listens at ENDPOINT, or it refuses us, or is not a scheduler.
     """
-    scheduler = _scheduler()
-    scheme, _, host = scheduler["host_address"].partition("://")
-    secure = scheme == "https"
-    with grpc.secure_channel(host, grpc.ssl_channel_credentials()) if secure else grpc.insecure_channel(host) as probe:
-        try:
-            grpc.channel_ready_future(probe).result(timeout=CONNECT_SECONDS)
-        except grpc.FutureTimeoutError:
-            raise UsageError(_unreachable()) from None
-    client = DurableTaskSchedulerClient(**scheduler)
+    client = DurableTaskSchedulerClient(**_scheduler())
     client.get_orchestration_state("is-anybody-there", fetch_payloads=False)
     return client
 
 
-def _unreachable() -> str:
-    return (
-        f"The scheduler at {setting('ENDPOINT', 'http://localhost:8080')} does not answer. Set ENDPOINT, or start one: "
-        "'python3 run.py up' or 'docker compose up -d' in the collection's folder."
-    )
+@contextmanager
+def waiting_at_most(seconds: float) -> Iterator[None]:
+    """In its body, calls wait this long for an unreachable scheduler, if that is less than OUTAGE_SECONDS.
+
+    For a caller that has a deadline of its own. Two seconds are left to a call even when there is no time left: a
+    slow answer is not an outage.
+    """
+    token = _patience.set(min(OUTAGE_SECONDS, max(2.0, seconds)))
+    try:
+        yield
+    finally:
+        _patience.reset(token)
+
+
+_patience = ContextVar("_patience", default=OUTAGE_SECONDS)
+
+
+class PatientCalls(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+    """Gives each call to the scheduler a deadline, and repeats it while the scheduler is unreachable.
+
+    The very first call fails immediately instead: a scheduler that this process never reached is not waited for. The
+    SDK's two waiting calls keep the deadline that their caller sets. `Hello`, with which a worker connects, is made
+    once: the worker repeats it by itself.
+
+    When the scheduler cannot be reached any more, and when it is back, stderr gets one line.
+
+    A call whose reply was lost may have taken effect, so a repeat must not take effect again. All attempts at a call
+    that changes something carry the same x-request-id, by which the local scheduler recognises a repeat. DTS ignores
+    it. There, starting an orchestration a second time is refused, which `_started` turns into the answer that was
+    lost; a signal to an entity and a worker's result carry ids of their own; an event may arrive twice, so one that
+    must count once needs an id in its data, as the decisions in sample 07 have.
+    """
+
+    _READS = ("Hello", "Get", "WaitFor", "Query", "List")
+    _UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+    def __init__(self) -> None:
+        self._heard = 0.0  # when the scheduler answered last; 0: never
+        self._lost = 0.0  # when it was found to be unreachable; 0: it is not
+        self._lock = threading.Lock()
+
+    def intercept_unary_unary(self, continuation: Callable[..., Any], client_call_details: Any, request: Any) -> Any:
+        details, method = client_call_details, client_call_details.method.rpartition("/")[2]
+        if not method.startswith(self._READS):
+            request_id = ("x-request-id", uuid.uuid4().hex)
+            details = details._replace(metadata=[*(details.metadata or ()), request_id])
+        waits, patient, repeated = method.startswith("WaitFor"), self._heard > 0 and method != "Hello", False
+        seconds = details.timeout
+        if seconds is None:
+            seconds = _patience.get() if patient else CONNECT_SECONDS
+        began = time.monotonic()
+        ends = began + seconds
+        while True:
+            left = max(0.0, ends - began)
+            call = continuation(details._replace(timeout=left if waits else min(left, CALL_SECONDS)), request)
+            code = call.code()
+            if code is grpc.StatusCode.DEADLINE_EXCEEDED and waits:
+                return call
+            if code not in self._UNREACHABLE:
+                self._answered()
+                refused = repeated and code is grpc.StatusCode.ALREADY_EXISTS and method == "StartInstance"
+                return _started(request) if refused else call
+            self._unanswered(began)
+            began = time.monotonic() + 0.2
+            if not patient or (began > ends and not waits):  # a wait ends with its deadline, as its caller expects
+                return call
+            time.sleep(0.2)
+            repeated, details = True, details._replace(wait_for_ready=True)  # waits for a connection
+
+    def intercept_unary_stream(self, continuation: Callable[..., Any], client_call_details: Any, request: Any) -> Any:
+        def ended(call: Any) -> None:
+            if call.code() is grpc.StatusCode.UNAVAILABLE:
+                self._unanswered(time.monotonic())
+
+        call = continuation(client_call_details, request)
+        call.add_done_callback(ended)
+        return call
+
+    def _answered(self) -> None:
+        with self._lock:
+            self._heard = time.monotonic()
+            if self._lost:
+                _say(f"The scheduler at {_endpoint()} is back after {self._heard - self._lost:.0f} s.")
+                self._lost = 0.0
+
+    def _unanswered(self, began: float) -> None:
+        with self._lock:
+            if 0 < self._heard < began and not self._lost:  # else it answers other calls
+                self._lost = time.monotonic()
+                _say(f"The scheduler at {_endpoint()} is unreachable. Waiting for it to come back.")
+
+
+_calls = PatientCalls()  # one for client and worker alike: what one of them learns about the scheduler holds for both
+
+
+def _started(request: Any) -> Any:
+    """What the SDK looks at in the answer to the start of an orchestration."""
+    answer = SimpleNamespace(instanceId=request.instanceId)
+    return SimpleNamespace(result=lambda: answer, exception=lambda: None, code=lambda: grpc.StatusCode.OK)
+
+
+def _say(line: str) -> None:
+    """Print a line on stderr. On a terminal, the cursor may be in the middle of an answer or a progress line."""
+    print(f"\n{line}" if sys.stderr.isatty() else line, flush=True, file=sys.stderr)
+
+
+def _endpoint() -> str:
+    return setting("ENDPOINT", "http://localhost:8080")
 
 
 def _scheduler_problem(error: grpc.RpcError) -> str:
     """What a failed call to the scheduler means for the person who sees it."""
     code, details = (error.code(), error.details()) if isinstance(error, grpc.Call) else (None, str(error))
-    if code is grpc.StatusCode.UNAVAILABLE:
-        return _unreachable()
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return (
+            f"The scheduler at {_endpoint()} does not answer. Set ENDPOINT, or start one: "
+            "'python3 run.py up' or 'docker compose up -d' in the collection's folder."
+        )
     if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
         return (
             f"The scheduler refuses this identity: {details}. Run 'az login', and give it the role "
@@ -168,8 +283,16 @@ def _scheduler_problem(error: grpc.RpcError) -> str:
 
 def scheduler_worker() -> DurableTaskSchedulerWorker:
     """A worker to register agents, orchestrations and activities with, and then to hand to `serve`."""
+    scheduler = _scheduler()
+    local = not scheduler["secure_channel"]
     worker = DurableTaskSchedulerWorker(
-        **_scheduler(),
+        **scheduler,
+        resiliency_options=GrpcWorkerResiliencyOptions(
+            reconnect_backoff_cap_seconds=1.0 if local else 30.0,
+            silent_disconnect_timeout_seconds=45.0 if local else 120.0,  # the scheduler pings more often than that
+            channel_recreate_failure_threshold=1,  # a connection that went silent does not recover: open a new one
+            hello_timeout_seconds=CALL_SECONDS,
+        ),
         # An agent call holds a thread as long as its model takes to answer, and by default there are processors + 4
         # of them: six calls at a time on two cores. Threads that wait cost next to nothing.
         concurrency_options=ConcurrencyOptions(maximum_thread_pool_workers=256),
@@ -388,16 +511,10 @@ class _AskingExecutor(DurableAgentExecutor[AgentResponse]):
 
     def _look_until_there(self, session_id: AgentSessionId, correlation_id: str) -> AgentResponse:
         deadline = time.monotonic() + self._timeout
-        last_contact, pause, seen = time.monotonic(), LOOK_SECONDS, ""
-        while time.monotonic() < deadline:
-            try:
+        pause, seen = LOOK_SECONDS, ""
+        while (left := deadline - time.monotonic()) > 0:
+            with waiting_at_most(left):
                 state = self._state(session_id)
-                last_contact = time.monotonic()
-            except grpc.RpcError as error:
-                out_of_reach = isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNAVAILABLE
-                if not out_of_reach or time.monotonic() - last_contact > OUTAGE_SECONDS:
-                    raise
-                state = seen
             if state != seen:
                 seen = state
                 if answer := _find_answer(state, correlation_id):

@@ -1,14 +1,12 @@
 """steps.py, which samples 04 to 07 share: an agent's step without any server, and a client's waiting with sample 04."""
 
-import contextlib
 import io
 import logging
 import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -245,71 +243,6 @@ def test_a_terminated_orchestration_is_called_so(chain: Sample) -> None:
         scheduler.terminate_orchestration(instance, output="enough")
     chain.start_worker()
     assert_fails(client, 1, "terminated", "enough", instance)
-
-
-class Wire:
-    """A TCP connection to the scheduler that can be cut and mended."""
-
-    def __init__(self, address: str) -> None:
-        host, port = address.removeprefix("http://").split(":")
-        self._target = (host, int(port))
-        self._ends: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._port = self._listener.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self._port}"
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
-
-    def cut(self) -> None:
-        for end in (self._listener, *self._ends):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def mend(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", self._port))
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
-
-    def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = listener.accept()
-                far = socket.create_connection(self._target)
-                self._ends += [near, far]
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
-
-    @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError), source, sink:
-            while data := source.recv(65536):
-                sink.sendall(data)
-
-
-@pytest.fixture
-def wire(scheduler: str) -> Iterator[Wire]:
-    wire = Wire(scheduler)
-    yield wire
-    wire.cut()
-
-
-def test_a_scheduler_away_for_a_moment_is_waited_for(chain: Sample, model: ScriptedModel, wire: Wire) -> None:
-    model.held = threading.Event()
-    chain.start_worker()
-    client = chain.start_client(ENDPOINT=wire.address)
-    eventually(lambda: "running" in client.errors, "it waits")
-    wire.cut()
-    eventually(lambda: "out of reach" in client.errors, "it says that the scheduler is away")
-    wire.mend()
-    model.held.set()
-    assert client.wait() == 0, client.errors
-    assert "Improved:" in client.output
-
-
-def test_a_scheduler_away_for_good_is_given_up(chain: Sample, wire: Wire) -> None:
-    client = chain.start_client(ENDPOINT=wire.address)
-    instance_of(client)
-    wire.cut()
-    assert_fails(client, 2, wire.address, "does not answer")
 
 
 @pytest.fixture

@@ -1,0 +1,123 @@
+"""Connections to a scheduler with faults to order: of TCP, and of single gRPC calls."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+
+class Wire:
+    """A TCP connection to the scheduler that can be cut and mended, or go silent."""
+
+    def __init__(self, address: str) -> None:
+        host, port = address.removeprefix("http://").split(":")
+        self._target = (host, int(port))
+        self._ends: list[socket.socket] = []
+        self._silent: set[socket.socket] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._port = self._listener.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self._port}"
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def cut(self) -> None:
+        """End all connections, and take no more."""
+        for end in (self._listener, *self._ends):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    close = cut
+
+    def mend(self) -> None:
+        """Take connections again."""
+        self._listener = socket.create_server(("127.0.0.1", self._port))
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def silence(self) -> None:
+        """From now on, swallow what the present connections send. New ones work."""
+        self._silent.update(self._ends)
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(self._target)
+                self._ends += [near, far]
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError), source, sink:
+            while data := source.recv(65536):
+                if source not in self._silent:
+                    sink.sendall(data)
+
+
+@dataclass
+class Seen:
+    """A call that came in."""
+
+    method: str
+    request_id: str | None
+    seconds: float  # until its deadline
+
+
+class CallProxy(grpc.GenericRpcHandler):
+    """A gRPC server that passes unary calls on to a scheduler, or without one answers with an empty message.
+
+    Attributes:
+        seen: every call that came in, in order.
+    """
+
+    def __init__(self, address: str = "") -> None:
+        self.seen: list[Seen] = []
+        self._faults: list[tuple[str, Callable[[grpc.ServicerContext], Any]]] = []
+        self._channel = grpc.insecure_channel(address.removeprefix("http://")) if address else None
+        self._server = grpc.server(ThreadPoolExecutor(8))
+        self._server.add_generic_rpc_handlers((self,))
+        self.address = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+
+    def fail(self, method: str, code: grpc.StatusCode, times: int = 1) -> None:
+        """After the scheduler has done the next calls of this method, end them with this code."""
+        self._faults += [(method, lambda context: context.abort(code, "ordered by the test"))] * times
+
+    def hold(self, method: str, gate: threading.Event) -> None:
+        """After the scheduler has done the next call of this method, keep its reply until the gate is open."""
+        self._faults.append((method, lambda context: gate.wait(60)))
+
+    def calls(self, method: str) -> list[Seen]:
+        """The calls of this method."""
+        return [call for call in self.seen if call.method == method]
+
+    def close(self) -> None:
+        """Stop."""
+        self._server.stop(None).wait()
+        if self._channel:
+            self._channel.close()
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        """How gRPC asks for the handler of a method: the same for all."""
+        path: Any = handler_call_details.method
+
+        def serve(request: bytes, context: grpc.ServicerContext) -> bytes:
+            method = path.rpartition("/")[2]
+            metadata = {name: str(value) for name, value in context.invocation_metadata()}
+            self.seen.append(Seen(method, metadata.get("x-request-id"), context.time_remaining()))
+            reply = b""
+            if self._channel:
+                passed_on = tuple(item for item in metadata.items() if item[0] in ("taskhub", "x-request-id"))
+                reply = self._channel.unary_unary(path)(request, metadata=passed_on, timeout=60)
+            for fault in self._faults:
+                if fault[0] == method:
+                    self._faults.remove(fault)
+                    fault[1](context)
+                    break
+            return reply
+
+        return grpc.unary_unary_rpc_method_handler(serve)
