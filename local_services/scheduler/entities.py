@@ -99,6 +99,17 @@ class Entities:
         event = self._hub.event(entityOperationCalled=called)
         self._hub.send(called.targetInstanceId.value, event, None, caller.caller_trace)
 
+    def call_again(self, caller: Orchestration, call: pb.EntityOperationCalledEvent) -> None:
+        """Call once more for a rewound execution; an operation that still waits is not queued twice."""
+        entity = self._busy.get(call.targetInstanceId.value)
+        for message in entity.inbox if entity else ():
+            called = message.event.entityOperationCalled
+            if called.requestId == call.requestId and called.parentInstanceId.value == caller.id:
+                called.parentExecutionId.value = caller.execution
+                self._hub.changes.replace_message(message)
+                return
+        self.call(caller, call)
+
     def release(self, instance_id: str) -> None:
         """An orchestration has ended: open the locks that it holds, and forget those that it waits for."""
         for entity in list(self._busy.values()):

@@ -152,6 +152,7 @@ class Orchestrations:
             problem = f"Orchestration '{orchestration.id}' has not failed: only a failed one can be rewound."
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, problem)
         check_payload("reason", request.reason.value)
+        orchestration.parent_task = None  # who called it has been told already that it failed
         self._rewind(orchestration, _optional(request, "reason"))
         return pb.RewindInstanceResponse()
 
@@ -291,6 +292,12 @@ class Orchestrations:
         created.instanceId, created.name = instance_id, call.name
         _copy(call, created, "version", "input", "parentTraceContext")
         created.tags.update(call.tags)
+        self._start_child(parent, task_id, created)
+
+    def _start_child(
+        self, parent: Orchestration, task_id: int, created: pb.SubOrchestrationInstanceCreatedEvent
+    ) -> None:
+        instance_id = created.instanceId
         existing = self.find(instance_id)
         try:
             check_instance_id(instance_id)
@@ -303,25 +310,21 @@ class Orchestrations:
             return
         if existing:
             self._remove(existing)
-        self._create_child(parent, task_id, created)
-
-    def _create_child(
-        self, parent: Orchestration, task_id: int, created: pb.SubOrchestrationInstanceCreatedEvent
-    ) -> None:
         started = pb.ExecutionStartedEvent(name=created.name, tags=dict(created.tags))
         _copy(created, started, "version", "input", "parentTraceContext")
-        info = started.parentInstance
-        info.taskScheduledId, info.name.value = task_id, parent.name
-        info.orchestrationInstance.instanceId = parent.id
-        info.orchestrationInstance.executionId.value = parent.execution
-        self._create(created.instanceId, started, parent, task_id)
+        self._create(instance_id, started, (parent.id, parent.key, task_id))
 
     # Beginnings and ends ---------------------------------------------------------------------------------------
 
     def _create(
-        self, instance_id: str, started: pb.ExecutionStartedEvent, parent: Orchestration | None = None, task_id: int = 0
+        self,
+        instance_id: str,
+        started: pb.ExecutionStartedEvent,
+        parent: tuple[str | None, int | None, int | None] = (None, None, None),
     ) -> None:
+        """Begin an execution. `parent` is the id and key of the one that calls it, and as which of its tasks."""
         now = self._hub.now
+        parent_id, parent_key, parent_task = parent
         start_at = micros(started.scheduledStartTimestamp) if started.HasField("scheduledStartTimestamp") else None
         orchestration = Orchestration(
             self._hub.next_id(),
@@ -335,13 +338,20 @@ class Orchestrations:
             tags=dict(started.tags),
             input=_text(started, "input"),
             caller_trace=_optional(started, "parentTraceContext"),
-            parent=parent.id if parent else None,
-            parent_key=parent.key if parent else None,
-            parent_task=task_id if parent else None,
+            parent=parent_id,
+            parent_key=parent_key,
+            parent_task=parent_task,
             history=[],
         )
         started.orchestrationInstance.instanceId = instance_id
         started.orchestrationInstance.executionId.value = orchestration.execution
+        if parent_id is not None:
+            info = started.parentInstance
+            info.taskScheduledId = parent_task or 0
+            info.orchestrationInstance.instanceId = parent_id
+            info.orchestrationInstance.executionId.value = f"{parent_key:x}"
+            if caller := self.find(parent_id):
+                info.name.value = caller.name
         self.live[instance_id] = orchestration
         self._save(orchestration)
         self._hub.send(instance_id, self._hub.event(executionStarted=started), start_at)
@@ -359,13 +369,11 @@ class Orchestrations:
             started.version.value = version
         if ending.HasField("result"):
             started.input.CopyFrom(ending.result)
-        parent = self.live.get(orchestration.parent or "")
-        if parent and parent.key != orchestration.parent_key:
-            parent = None
-        task = orchestration.parent_task or 0
         created, custom_status = orchestration.created, orchestration.custom_status
         self._remove(orchestration)
-        self._create(orchestration.id, started, parent, task)
+        self._create(
+            orchestration.id, started, (orchestration.parent, orchestration.parent_key, orchestration.parent_task)
+        )
         new = self.live[orchestration.id]
         new.created, new.custom_status = created, custom_status
         for event in (*ending.carryoverEvents, *late):
@@ -405,9 +413,9 @@ class Orchestrations:
 
     def _tell_parent(self, child: Orchestration) -> None:
         parent = self.live.get(child.parent or "")
-        if parent is None or parent.key != child.parent_key:
+        task = child.parent_task
+        if parent is None or parent.key != child.parent_key or task is None:
             return
-        task = child.parent_task or 0
         if child.status == COMPLETED:
             completed = pb.SubOrchestrationInstanceCompletedEvent(taskScheduledId=task)
             if child.output is not None:
@@ -466,22 +474,37 @@ class Orchestrations:
         )
         self._revive(new)
         self._append(new, history)
+        for child_id in self._hub.records.children(old.key):
+            if child := self.find(child_id):
+                child.parent_key = new.key
+                self._hub.changes.orchestrations[child.key] = child
         reason = next(
             (event.executionRewound for event in reversed(history) if event.HasField("executionRewound")), None
         )
-        self._begin_again(new, history, _optional(reason, "reason") if reason else None)
+        self._begin_again(new, history, late, _optional(reason, "reason") if reason else None)
         self._hub.send(new.id, self._hub.event(orchestratorStarted=pb.OrchestratorStartedEvent()))
         for event in late:
             self._hub.send(new.id, event)
+        if old.status == SUSPENDED:
+            new.status = SUSPENDED
+            self._hub.work.withdraw(new)
 
     def _begin_again(
-        self, orchestration: Orchestration, history: list[pb.HistoryEvent], reason: StringValue | None
+        self,
+        orchestration: Orchestration,
+        history: list[pb.HistoryEvent],
+        late: list[pb.HistoryEvent],
+        reason: StringValue | None,
     ) -> None:
-        """Do once more what the history waits for: all of it was given up when the orchestration failed."""
+        """Do once more what the history waits for: all of it was given up when the orchestration failed.
+
+        But for what has ended late: after the orchestration was told to try again.
+        """
         ended: set[int | str] = set()
-        for event in history:
-            ended.add(event.taskCompleted.taskScheduledId)
+        for event in (*history, *late):
+            ended.update((event.taskCompleted.taskScheduledId, event.taskFailed.taskScheduledId))
             ended.add(event.subOrchestrationInstanceCompleted.taskScheduledId)
+            ended.add(event.subOrchestrationInstanceFailed.taskScheduledId)
             ended.add(event.timerFired.timerId)
             ended.update((event.entityOperationCompleted.requestId, event.entityOperationFailed.requestId))
         for event in history:
@@ -496,18 +519,18 @@ class Orchestrations:
                 fired = pb.TimerFiredEvent(timerId=event.eventId, fireAt=event.timerCreated.fireAt)
                 self._hub.send(orchestration.id, self._hub.event(timerFired=fired), micros(fired.fireAt))
             elif event.HasField("entityOperationCalled") and event.entityOperationCalled.requestId not in ended:
-                self._hub.entities.call(orchestration, event.entityOperationCalled)
+                self._hub.entities.call_again(orchestration, event.entityOperationCalled)
             elif event.HasField("subOrchestrationInstanceCreated"):
                 self._rewind_child(orchestration, event, reason)
 
     def _rewind_child(self, parent: Orchestration, event: pb.HistoryEvent, reason: StringValue | None) -> None:
-        """Rewind a sub-orchestration that failed, or call it again if it was purged."""
+        """Rewind a sub-orchestration that failed, or call it again if it was purged, or never begun."""
         created = event.subOrchestrationInstanceCreated
         child = self.find(created.instanceId)
-        if child is None:
-            self._create_child(parent, event.eventId, created)
+        if child is None or child.parent_key != parent.key:
+            self._start_child(parent, event.eventId, created)
             return
-        child.parent_key, child.parent_task = parent.key, event.eventId
+        child.parent_task = event.eventId
         if child.status == FAILED:
             self._rewind(child, reason)
         elif child.status in FINISHED:

@@ -215,6 +215,12 @@ class Changes:
             if self.messages.pop(message.id, None) is None:
                 self.removed_messages.add(message.id)
 
+    def replace_message(self, message: Message) -> None:
+        """Write a message anew: its event has changed."""
+        if message.id not in self.messages:
+            self.removed_messages.add(message.id)
+            self.messages[message.id] = message
+
     def remove_activity(self, activity: Activity) -> None:
         """Forget an activity."""
         if self.activities.pop(activity.id, None) is None:
