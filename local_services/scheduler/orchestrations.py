@@ -72,6 +72,8 @@ class Orchestrations:
                 status = pb.OrchestrationStatus.Name(existing.status).removeprefix("ORCHESTRATION_STATUS_").lower()
                 problem = f"There is an orchestration with instance id '{instance_id}' already; it is {status}."
                 raise Refused(grpc.StatusCode.ALREADY_EXISTS, problem)
+            if existing.status not in FINISHED:
+                self._terminate(existing, None, False)  # so that its caller does not wait indefinitely
             self._remove(existing)
         started = pb.ExecutionStartedEvent(name=request.name, tags=dict(request.tags))
         for field in ("version", "input", "parentTraceContext", "scheduledStartTimestamp"):

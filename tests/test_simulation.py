@@ -1,0 +1,273 @@
+"""Simulated worlds around a task hub find no mistake in it, and find each mistake that is made on purpose.
+
+500 seeds, or as many as the environment says: `SEEDS=5000 pytest tests/test_simulation.py`. A seed that fails is
+named; `python tests/simulation.py SEED` shows its steps.
+"""
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import durabletask.internal.orchestrator_service_pb2 as pb
+import pytest
+from simulation import Simulation
+
+from local_services.scheduler import work
+from local_services.scheduler.hub import Hub
+from local_services.scheduler.records import RUNNING, Changes, Kind, Message, Orchestration, Record
+from local_services.scheduler.store import StateUnusable, Store
+
+SEEDS = int(os.environ.get("SEEDS", "500"))
+ENOUGH = 100  # seeds within which a mistake made on purpose must be found
+
+
+def mistake_of(seed: int, **parts: Any) -> str:
+    """What goes wrong with this seed; '' if nothing does."""
+    try:
+        Simulation(seed, **parts).run()
+    except Exception as error:
+        return f"seed {seed}: {type(error).__name__}: {error}"
+    return ""
+
+
+@pytest.mark.timeout(60 + SEEDS)
+def test_nothing_goes_wrong() -> None:
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as processes:
+        mistakes = [mistake for mistake in processes.map(mistake_of, range(SEEDS), chunksize=10) if mistake]
+    assert not mistakes, "\n".join([*mistakes[:5], f"{len(mistakes)} seeds in all; python tests/simulation.py SEED"])
+
+
+def test_a_seed_is_always_the_same() -> None:
+    def steps() -> list[str]:
+        said: list[str] = []
+        Simulation(7, say=said.append).run()
+        return [text for text in said if "rewindOrchestration" not in text]  # the SDK makes a random id in it
+
+    assert steps() == steps()
+
+
+# Mistakes made on purpose --------------------------------------------------------------------------------------
+
+
+class _SkipsMessages(Store):
+    """Forgets to write each tenth message."""
+
+    written = 0
+
+    def commit(self, hub: str, changes: Changes) -> None:
+        for number in list(changes.messages):
+            self.written += 1
+            if self.written % 10 == 0:
+                del changes.messages[number]
+        super().commit(hub, changes)
+
+
+class _SkipsHistory(Store):
+    """Forgets to write each tenth part of a history."""
+
+    written = 0
+
+    def commit(self, hub: str, changes: Changes) -> None:
+        self.written += len(changes.history)
+        if changes.history and self.written % 10 == 0:
+            changes.history.pop()
+        super().commit(hub, changes)
+
+
+class _CommitsLate(Store):
+    """Writes a change only when the next one comes."""
+
+    waiting: Changes | None = None
+
+    def commit(self, hub: str, changes: Changes) -> None:
+        if self.waiting:
+            super().commit(hub, self.waiting)
+        self.waiting = changes
+
+
+class _WritesInParts(Store):
+    """Writes a change in parts, not in one transaction."""
+
+    def commit(self, hub: str, changes: Changes) -> None:
+        try:
+            self._write(hub, changes)
+        except Exception as error:
+            raise StateUnusable from error
+
+
+class _KeepsWhatIsDone(Store):
+    """Does not remove messages that have been seen."""
+
+    def commit(self, hub: str, changes: Changes) -> None:
+        changes.removed_messages.clear()
+        super().commit(hub, changes)
+
+
+class _LeavesActivities(Store):
+    """Does not remove the activities that are done."""
+
+    def commit(self, hub: str, changes: Changes) -> None:
+        changes.removed_activities.clear()
+        super().commit(hub, changes)
+
+
+class _ForgetsLocks(Store):
+    """Writes entities without their locks."""
+
+    def _write(self, hub: str, changes: Changes) -> None:
+        locks = {name: (entity.lock, entity.owner) for name, entity in changes.entities.items()}
+        for entity in changes.entities.values():
+            entity.lock = entity.owner = ""
+        super()._write(hub, changes)
+        for name, (lock, owner) in locks.items():
+            changes.entities[name].lock, changes.entities[name].owner = lock, owner
+
+
+class _ForgetsTimers(Hub):
+    """Forgets what is due in five seconds, or later, when it starts again."""
+
+    def load(self, now: int) -> None:
+        super().load(now)
+        self._schedule = [entry for entry in self._schedule if entry[0] < now + 5_000_000]
+
+
+class _FiresEarly(Hub):
+    """Delivers what is due within the next second."""
+
+    def tick(self, now: int) -> None:
+        super().tick(now + 1_000_000)
+
+
+class _ForgetsAnswers(Hub):
+    """Does a repeated request once more."""
+
+    def call(self, method: str, request: Any, now: int, request_id: str = "") -> Any:
+        return super().call(method, request, now)
+
+
+class _KeepsTheTime(Hub):
+    """Gives an entity the time of the clock, also when that was set back."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        finish = self.entities._finish
+
+        def finish_now(entity: Any, done: list[Message]) -> None:
+            finish(entity, done)
+            entity.modified = self.now
+
+        self.entities._finish = finish_now
+
+
+class _CountsTwice(Hub):
+    """Takes a completion that comes a second time, or late."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        take, taken = self.work._take, {}
+
+        def take_again(token: str, kind: Kind, instance: str | None = None, task: int | None = None) -> Any:
+            delivery = taken[token] = take(token, kind, instance, task) or taken.get(token)
+            if delivery and not delivery.record.attempts.token:
+                delivery.record.attempts.token = token
+                delivery.worker.deliveries[token] = self.work._deliveries[token] = delivery
+            return delivery
+
+        self.work._take = take_again
+
+
+class _TakesAll(Hub):
+    """Does not look for whom a completion is."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        take = self.work._take
+        self.work._take = lambda token, kind, instance=None, task=None: take(token, kind)
+
+
+class _LosesWork(Hub):
+    """Does not give the work of a worker that has died to another."""
+
+    def disconnect(self, worker: int, now: int) -> None:
+        self.now = now
+        self.work._workers.pop(worker, None)
+
+
+class _NeverWakes(Hub):
+    """Does not try again what was abandoned."""
+
+    def wake(self, record: Record, when: int) -> None:
+        pass
+
+
+class _StepsOnSuspended(Hub):
+    """Hands out the steps of suspended orchestrations."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        fill = self.orchestrations.fill
+
+        def fill_anyway(item: pb.OrchestratorRequest, orchestration: Orchestration, delivery: work.Delivery) -> None:
+            status, orchestration.status = orchestration.status, RUNNING
+            fill(item, orchestration, delivery)
+            orchestration.status = status
+
+        self.orchestrations.fill = fill_anyway
+
+
+class _LeavesLocks(Hub):
+    """Does not open the locks of an orchestration that ends."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.entities.release = lambda instance_id: None
+
+
+class _LetsAnybodyIn(Hub):
+    """Does operations on a locked entity, whoever calls."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        fill = self.entities.fill
+
+        def fill_unlocked(item: pb.EntityBatchRequest, entity: Any, delivery: work.Delivery) -> None:
+            lock, entity.lock = entity.lock, ""
+            fill(item, entity, delivery)
+            entity.lock = lock
+
+        self.entities.fill = fill_unlocked
+
+
+IN_STORE: list[type[Store]] = [
+    _SkipsMessages,
+    _SkipsHistory,
+    _CommitsLate,
+    _WritesInParts,
+    _KeepsWhatIsDone,
+    _LeavesActivities,
+    _ForgetsLocks,
+]
+IN_HUB: list[type[Hub]] = [
+    _ForgetsTimers,
+    _FiresEarly,
+    _ForgetsAnswers,
+    _KeepsTheTime,
+    _CountsTwice,
+    _TakesAll,
+    _LosesWork,
+    _NeverWakes,
+    _StepsOnSuspended,
+    _LeavesLocks,
+    _LetsAnybodyIn,
+]
+
+
+@pytest.mark.parametrize("store", IN_STORE)
+def test_a_mistake_in_the_store_is_found(store: type[Store]) -> None:
+    assert any(mistake_of(seed, store=store) for seed in range(ENOUGH))
+
+
+@pytest.mark.parametrize("hub", IN_HUB)
+def test_a_mistake_in_the_hub_is_found(hub: type[Hub]) -> None:
+    assert any(mistake_of(seed, hub=hub) for seed in range(ENOUGH))
