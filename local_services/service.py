@@ -38,6 +38,11 @@ class StopOrder:
         """Tell the service to stop."""
         self._orders.put(None)
 
+    @property
+    def given(self) -> bool:
+        """Whether the order has come."""
+        return not self._orders.empty()
+
     def wait(self, seconds: float = math.inf) -> bool:
         """Block until the order comes, or for so long; says whether it came.
 

@@ -8,7 +8,7 @@ import os
 import sys
 
 from local_services.scheduler.ownership import Ownership
-from local_services.scheduler.service import Scheduler, start_server
+from local_services.scheduler.service import Scheduler
 from local_services.scheduler.store import StateUnusable, Store
 from local_services.service import StopOrder, report_ready, service_arguments, stop_order
 
@@ -53,16 +53,13 @@ def serve(arguments: argparse.Namespace, stopped: StopOrder) -> None:
         print(f"The scheduler that this run has joined has ended; this one continues at {joined}.", file=sys.stderr)
         port = int(joined.rpartition(":")[2])
     scheduler = Scheduler(Store(arguments.state, full_sync=arguments.sync == "full"))
-    server, address = start_server(scheduler, port)
+    address = scheduler.start(port)
     if ownership:
         ownership.announce(address)
     if not joined:
         report_ready("scheduler", address)
-    stopped.wait()
-    server.stop(grace=0)
-    scheduler.stop()
-    sys.stdout.flush()
-    os._exit(0)  # threads that still wait for an orchestration would hold the process
+    scheduler.run(stopped)
+    os._exit(0)  # streams and waiting clients end with the process: ended one by one, their peers print what gRPC notes
 
 
 if __name__ == "__main__":

@@ -64,6 +64,11 @@ class Entities:
             return pb.GetEntityResponse(exists=False)
         return pb.GetEntityResponse(exists=True, entity=metadata(entity, request.includeState))
 
+    def is_busy(self, entity_id: str) -> bool:
+        """Whether operations wait, or are being done."""
+        entity = self._busy.get(entity_id)
+        return entity is not None and bool(entity.inbox)
+
     def clean(self, _: pb.CleanEntityStorageRequest) -> pb.CleanEntityStorageResponse:
         """Nothing, as DTS does: an entity without a state goes, and a lock opens, as soon as nobody needs it."""
         return pb.CleanEntityStorageResponse()

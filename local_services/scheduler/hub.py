@@ -6,7 +6,7 @@ answer and the work.
 
 import heapq
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import durabletask.internal.orchestrator_service_pb2 as pb
 
@@ -28,6 +28,25 @@ class Hub:
         nonce: differs each time the scheduler starts, so that no worker's token of an earlier time fits.
     """
 
+    CALLS: ClassVar[dict[str, Callable[[Any, Any], Any]]] = {
+        "StartInstance": lambda hub, request: hub.orchestrations.start(request),
+        "RaiseEvent": lambda hub, request: hub.orchestrations.raise_event(request),
+        "TerminateInstance": lambda hub, request: hub.orchestrations.terminate(request),
+        "SuspendInstance": lambda hub, request: hub.orchestrations.suspend(request),
+        "ResumeInstance": lambda hub, request: hub.orchestrations.resume(request),
+        "RestartInstance": lambda hub, request: hub.orchestrations.restart(request),
+        "RewindInstance": lambda hub, request: hub.orchestrations.rewind(request),
+        "PurgeInstances": lambda hub, request: hub.orchestrations.purge(request),
+        "SignalEntity": lambda hub, request: hub.entities.signal(request),
+        "CleanEntityStorage": lambda hub, request: hub.entities.clean(request),
+        "CompleteOrchestratorTask": lambda hub, request: hub.work.complete_step(request),
+        "CompleteActivityTask": lambda hub, request: hub.work.complete_activity(request),
+        "CompleteEntityTask": lambda hub, request: hub.work.complete_batch(request),
+        "AbandonTaskOrchestratorWorkItem": lambda hub, request: hub.work.abandon_step(request),
+        "AbandonTaskActivityWorkItem": lambda hub, request: hub.work.abandon_activity(request),
+        "AbandonTaskEntityWorkItem": lambda hub, request: hub.work.abandon_batch(request),
+    }
+
     def __init__(self, records: Records, ids: Iterator[int], nonce: str) -> None:
         self.records = records
         self.now = 0
@@ -38,26 +57,6 @@ class Hub:
         self.entities = Entities(self)
         self._schedule: list[tuple[int, int, Message | Record]] = []  # when, number, what: a heap
         self._scheduled: dict[int, Message] = {}  # messages to come; those taken back are still in the heap
-        self._calls: dict[str, Callable[[Any], Any]] = {
-            "StartInstance": self.orchestrations.start,
-            "GetInstance": self.orchestrations.get,
-            "RaiseEvent": self.orchestrations.raise_event,
-            "TerminateInstance": self.orchestrations.terminate,
-            "SuspendInstance": self.orchestrations.suspend,
-            "ResumeInstance": self.orchestrations.resume,
-            "RestartInstance": self.orchestrations.restart,
-            "RewindInstance": self.orchestrations.rewind,
-            "PurgeInstances": self.orchestrations.purge,
-            "SignalEntity": self.entities.signal,
-            "GetEntity": self.entities.get,
-            "CleanEntityStorage": self.entities.clean,
-            "CompleteOrchestratorTask": self.work.complete_step,
-            "CompleteActivityTask": self.work.complete_activity,
-            "CompleteEntityTask": self.work.complete_batch,
-            "AbandonTaskOrchestratorWorkItem": self.work.abandon_step,
-            "AbandonTaskActivityWorkItem": self.work.abandon_activity,
-            "AbandonTaskEntityWorkItem": self.work.abandon_batch,
-        }
 
     def load(self, now: int) -> None:
         """Take up what is stored: all that is unfinished is handed out again."""
@@ -86,11 +85,11 @@ class Hub:
         """
         self.now = now
         if not request_id:
-            return self._calls[method](request)
+            return self.CALLS[method](self, request)
         request_id = f"{method} {request_id}"
         if (stored := self.records.answer(request_id)) is not None:
             return _ANSWERS[method].FromString(stored)
-        answer = self._calls[method](request)
+        answer = self.CALLS[method](self, request)
         self.changes.answers.append((request_id, answer.SerializeToString(), now))
         return answer
 

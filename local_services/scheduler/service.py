@@ -1,21 +1,20 @@
-"""The gRPC service: stores what a call changes, and only then answers it, hands out work and wakes waiting clients."""
+"""The scheduler as a whole: stores what a call changes, and only then answers it, hands out work, wakes who waits.
 
-import queue
+All of it runs on one thread, so nothing here needs a lock.
+"""
+
 import sys
-import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
-from concurrent import futures
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
-from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 import durabletask.internal.orchestrator_service_pb2 as pb
-import durabletask.internal.orchestrator_service_pb2_grpc as stubs
 import grpc
 from google.protobuf.empty_pb2 import Empty
 
@@ -24,22 +23,22 @@ from local_services.scheduler.hub import REMEMBER_ANSWERS, Hub, request_id_of
 from local_services.scheduler.limits import RECEIVE_LIMIT, check_text
 from local_services.scheduler.orchestrations import chunks_of, state
 from local_services.scheduler.records import FINISHED, PENDING, Orchestration, Refused
+from local_services.scheduler.server import Call, Handler, Server
 from local_services.scheduler.store import StateUnusable, Store
-from local_services.service import HOST, listening_socket
+from local_services.service import HOST, StopOrder, listening_socket
 
 PING_SECONDS = 15.0
 """After so long without work a stream is sent a ping, as DTS does: a worker that hears nothing for long reconnects."""
 
-CALLS = (
-    "StartInstance", "RaiseEvent", "TerminateInstance", "SuspendInstance", "ResumeInstance", "RestartInstance",
-    "RewindInstance", "SignalEntity", "CleanEntityStorage", "CompleteOrchestratorTask", "CompleteActivityTask",
-    "CompleteEntityTask", "AbandonTaskOrchestratorWorkItem", "AbandonTaskActivityWorkItem", "AbandonTaskEntityWorkItem",
-)  # fmt: skip
-READS = ("GetInstance", "GetEntity")
+LOOK_SECONDS = 0.1
+"""So long a look at a busy entity waits for a change."""
 
 CHUNK_BYTES = 1024 * 1024  # of a history, sent in parts
+LONGEST_PAUSE = 0.2  # seconds between two looks at the clock, at signals, and at whether to stop
 
-KEEPALIVE_OPTIONS = [
+OPTIONS = [
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", RECEIVE_LIMIT),
     # A peer that does not answer a ping within this time is gone, or frozen: what it has goes to others.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -50,57 +49,109 @@ KEEPALIVE_OPTIONS = [
 ]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Stream:
-    """A worker's stream: what it asked for, and the work items on their way. None ends it."""
+    """A worker's stream."""
 
     hub: str
     request: pb.GetWorkItemsRequest
-    items: "queue.SimpleQueue[pb.WorkItem | None]" = field(default_factory=queue.SimpleQueue)
+    call: Call
+    ping_at: float
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Wait:
     """A client that waits for an orchestration to be as it wants it."""
 
     is_met: Callable[[Orchestration], bool]
-    event: threading.Event = field(default_factory=threading.Event)
-    result: Orchestration | None = None
+    request: pb.GetInstanceRequest
+    call: Call
+
+
+@dataclass(eq=False, slots=True)
+class _Look:
+    """A client that looks at a busy entity."""
+
+    key: tuple[str, str]  # hub, entity
+    request: pb.GetEntityRequest
+    call: Call
+    until: float
 
 
 class Scheduler:
-    """All task hubs on one store. Its methods are the RPCs of the Durable Task Scheduler."""
+    """All task hubs on one store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._lock = threading.RLock()
         self._ids = count(max(store.last_id(), _now()) + 1)
-        self._nonce = uuid.uuid4().hex[:12]
         self._hubs: dict[str, Hub] = {}
         self._streams: dict[int, _Stream] = {}
         self._waits: dict[tuple[str, str], list[_Wait]] = {}
+        self._looks: dict[tuple[str, str], list[_Look]] = {}
+        self._looking: deque[_Look] = deque()  # the same, in the order in which their time is over
+        self._purges: deque[tuple[pb.PurgeInstancesRequest, Call, float, int]] = deque()
         self._trouble = ""  # why the last change could not be stored
         self._retry_at = 0.0
-        self._stopped = False
-        self._clock = threading.Condition(self._lock)
-        self._wakes_at: int | None = None
+        self._next_tick = 0.0
+        self._tidy_at = 0.0
         for name in store.busy_hubs():
             self._hub(name)
-        threading.Thread(target=self._run_clock, daemon=True).start()
 
-    # Calls -----------------------------------------------------------------------------------------------------
+    def start(self, port: int) -> str:
+        """Listen on a port of this machine (0: a free one); returns the address."""
+        if port:
+            listening_socket(port).close()  # says so in one line if the port is taken; gRPC would in many
+        self._server = Server("TaskHubSidecarService", self._methods(), OPTIONS)
+        return f"http://{HOST}:{self._server.start(port)}"
 
-    def call(self, method: str, request: Any, context: grpc.ServicerContext) -> Any:
-        """Do a call that a hub answers by itself."""
-        hub, header = _addressed(context)
-        with _refusing(context):
-            return self._do(hub, lambda hub: hub.call(method, request, _now(), request_id_of(method, request, header)))
+    def run(self, stopped: StopOrder) -> None:
+        """Serve until told to stop, then close the store."""
+        while not stopped.given:
+            now = time.time()
+            if now >= self._next_tick or self._purges:
+                self._tick()
+            self._server.handle_next(min(self._next_tick, now + LONGEST_PAUSE) if not self._purges else now)
+        self._store.close()
 
-    def read(self, method: str, request: Any, context: grpc.ServicerContext) -> Any:
-        """Do a call that changes nothing."""
-        hub, _ = _addressed(context)
-        with _refusing(context), self._lock:
-            return self._hub(hub).call(method, request, 0)
+    def _methods(self) -> dict[str, tuple[Any, Handler]]:
+        methods: dict[str, tuple[Any, Handler]] = {}
+        own: dict[str, Handler] = {
+            "Hello": lambda _, call: call.answer(Empty()),
+            "CreateTaskHub": lambda _, call: call.answer(
+                pb.CreateTaskHubResponse()
+            ),  # they come into being on first use
+            "GetInstance": self._get_instance,
+            "GetEntity": self._get_entity,
+            "WaitForInstanceStart": lambda request, call: self._wait(lambda o: o.status != PENDING, request, call),
+            "WaitForInstanceCompletion": lambda request, call: self._wait(
+                lambda o: o.status in FINISHED, request, call
+            ),
+            "GetWorkItems": self._get_work_items,
+            "QueryInstances": self._query_instances,
+            "ListInstanceIds": self._list_ids,
+            "QueryEntities": self._query_entities,
+            "StreamInstanceHistory": self._stream_history,
+            "PurgeInstances": self._purge,
+        }
+        for method in pb.DESCRIPTOR.services_by_name["TaskHubSidecarService"].methods:
+            if method.name in own:
+                handler = own[method.name]
+            elif method.name in Hub.CALLS:
+                handler = self._through(method.name)
+            else:
+                handler = _unimplemented(method.name)
+            request_type = Empty if method.name == "Hello" else getattr(pb, method.input_type.name)
+            methods[method.name] = request_type, _refusing(handler)
+        return methods
+
+    # Calls that a hub answers by itself ------------------------------------------------------------------------
+
+    def _through(self, method: str) -> Handler:
+        def handle(request: Any, call: Call) -> None:
+            request_id = request_id_of(method, request, call.metadata.get("x-request-id", "")[:100])
+            call.answer(self._do(_hub_of(call), lambda hub: hub.call(method, request, _now(), request_id)))
+
+        return handle
 
     def _do(self, name: str, work: Callable[[Hub], Any]) -> Any:
         """Have a hub do something, store what it changes, and let the world know.
@@ -109,32 +160,38 @@ class Scheduler:
             Refused: by the hub.
             StateUnusable: it could not be stored. Nothing has happened then.
         """
-        with self._lock:
-            self._require_storage()
-            hub = self._hub(name)
-            answer, refused = None, None
+        self._require_storage()
+        hub = self._hub(name)
+        answer, refused = None, None
+        try:
             try:
-                try:
-                    answer = work(hub)
-                except Refused as problem:
-                    refused = problem
-                items = hub.hand_out()
-                changes = hub.take_changes()
-                if changes:
-                    self._store.commit(name, changes)
-            except Exception as error:
-                self._start_over(name, error)
-                raise
-            for number, item in items:
-                self._streams[number].items.put(item)
+                answer = work(hub)
+            except Refused as problem:
+                refused = problem
+            items = hub.hand_out()
+            changes = hub.take_changes()
+            if changes:
+                self._store.commit(name, changes)
+        except Exception as error:
+            self._start_over(name, error)
+            raise
+        for number, item in items:
+            stream = self._streams[number]
+            stream.call.send(item)
+            stream.ping_at = time.monotonic() + PING_SECONDS
+        if self._waits:
             for orchestration in changes.orchestrations.values():
                 self._wake(name, orchestration)
-            due = hub.next_due()
-            if due is not None and (self._wakes_at is None or due < self._wakes_at):
-                self._clock.notify()
-            if refused:
-                raise refused
-            return answer
+        if self._looks:
+            for entity_id in (*changes.entities, *changes.removed_entities):
+                for look in self._looks.pop((name, entity_id), ()):
+                    look.call.answer(hub.entities.get(look.request))
+        due = hub.next_due()
+        if due is not None:
+            self._next_tick = min(self._next_tick, due / 1_000_000)
+        if refused:
+            raise refused
+        return answer
 
     def _try(self, hub: str, work: Callable[[Hub], Any]) -> None:
         """Do something that nobody waits for. What goes wrong is said on stderr, and the hub is as it is stored."""
@@ -156,8 +213,11 @@ class Scheduler:
         """The hub of this name; it comes into being when it is first used."""
         if name not in self._hubs:
             check_text("task hub's name", name)
-            self._hubs[name] = Hub(self._store.of(name), self._ids, self._nonce)
-            self._hubs[name].load(_now())
+            # Another nonce each time: a worker's token of before does not fit any more.
+            hub = Hub(self._store.of(name), self._ids, uuid.uuid4().hex[:12])
+            hub.load(_now())
+            self._hubs[name] = hub
+            self._next_tick = 0.0
         return self._hubs[name]
 
     def _start_over(self, name: str, error: Exception) -> None:
@@ -169,128 +229,118 @@ class Scheduler:
         else:
             traceback.print_exception(error)
         self._hubs.pop(name, None)
-        self._nonce = uuid.uuid4().hex[:12]
         with suppress(StateUnusable, Refused):
             hub = self._hub(name)
             for number, stream in self._streams.items():
                 if stream.hub == name:
                     hub.connect(number, stream.request, _now())
-        self._clock.notify()
 
-    def _run_clock(self) -> None:
-        """Deliver what is due, in a thread of its own."""
-        tidy_at = 0.0
-        with self._lock:
-            while not self._stopped:
-                now = _now()
-                for name, hub in list(self._hubs.items()):
-                    if self._trouble or ((due := hub.next_due()) is not None and due <= now):
-                        self._try(name, lambda hub, now=now: hub.tick(now))
-                if time.monotonic() > tidy_at:
-                    tidy_at = time.monotonic() + 600
-                    with suppress(StateUnusable):
-                        self._store.forget_answers(now - REMEMBER_ANSWERS)
-                dues = [due for hub in self._hubs.values() if (due := hub.next_due()) is not None]
-                self._wakes_at = min(dues, default=None)
-                # In slices: the clock may be set meanwhile.
-                seconds = 60.0 if self._wakes_at is None else (self._wakes_at - _now()) / 1_000_000
-                self._clock.wait(min(60.0, max(1.0 if self._trouble else 0.0, seconds)))
+    # Time ------------------------------------------------------------------------------------------------------
 
-    # Waiting ---------------------------------------------------------------------------------------------------
+    def _tick(self) -> None:
+        """Do what is due. In between at most a second passes, since somebody may set the clock."""
+        now, seconds = _now(), time.monotonic()
+        if seconds > self._tidy_at:
+            self._tidy_at = seconds + 600
+            with suppress(StateUnusable):
+                self._store.forget_answers(now - REMEMBER_ANSWERS)
+        for name, hub in list(self._hubs.items()):
+            due = hub.next_due()
+            if self._trouble or (due is not None and due <= now):
+                self._try(name, lambda hub: hub.tick(now))
+        while self._looking and (self._looking[0].until <= seconds or self._looking[0].call.is_over):
+            self._end_look(self._looking.popleft())
+        for stream in self._streams.values():
+            if stream.ping_at <= seconds:
+                stream.ping_at = seconds + PING_SECONDS
+                stream.call.send(pb.WorkItem(healthPing=pb.HealthPing()))
+        if self._purges:
+            self._purge_some(*self._purges.popleft())
+        dues = [due / 1_000_000 for hub in self._hubs.values() if (due := hub.next_due()) is not None]
+        if self._looking:
+            dues.append(time.time() + self._looking[0].until - seconds)
+        self._next_tick = min(dues, default=now / 1_000_000 + 1)
+        self._next_tick = min(max(self._next_tick, now / 1_000_000 + 0.001), now / 1_000_000 + 1)
 
-    def wait(
-        self, is_met: Callable[[Orchestration], bool], request: pb.GetInstanceRequest, context: grpc.ServicerContext
-    ) -> pb.GetInstanceResponse:
+    # Waiting clients -------------------------------------------------------------------------------------------
+
+    def _get_instance(self, request: pb.GetInstanceRequest, call: Call) -> None:
+        call.answer(self._hub(_hub_of(call)).orchestrations.get(request))
+
+    def _wait(self, is_met: Callable[[Orchestration], bool], request: pb.GetInstanceRequest, call: Call) -> None:
         """Answer when the orchestration is as wanted, or at once if there is none."""
-        hub, _ = _addressed(context)
-        with _refusing(context):
-            key, wait = (hub, request.instanceId), _Wait(is_met)
-            with self._lock:
-                orchestration = self._hub(hub).orchestrations.find(request.instanceId)
-                if orchestration is None:
-                    return pb.GetInstanceResponse(exists=False)
-                if is_met(orchestration):
-                    return _found(orchestration, request)
-                self._waits.setdefault(key, []).append(wait)
-            context.add_callback(wait.event.set)  # the caller is gone, or its time is over
-            wait.event.wait()
-            with self._lock:
-                if waits := self._waits.get(key):
-                    if wait in waits:
-                        waits.remove(wait)
-                    if not waits:
-                        del self._waits[key]
-            if wait.result is not None:
-                return _found(wait.result, request)
-        context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"Orchestration '{request.instanceId}' is not there yet.")
+        key = _hub_of(call), request.instanceId
+        orchestration = self._hub(key[0]).orchestrations.find(request.instanceId)
+        if orchestration is None:
+            return call.answer(pb.GetInstanceResponse(exists=False))
+        if is_met(orchestration):
+            return call.answer(_found(orchestration, request))
+        wait = _Wait(is_met, request, call)
+        self._waits.setdefault(key, []).append(wait)
+        return call.keep(lambda: _remove(self._waits, key, wait))
 
     def _wake(self, hub: str, orchestration: Orchestration) -> None:
-        for wait in self._waits.get((hub, orchestration.id), ()):
-            if wait.result is None and wait.is_met(orchestration):
-                wait.result = orchestration
-                wait.event.set()
+        for wait in list(self._waits.get((hub, orchestration.id), ())):
+            if wait.is_met(orchestration):
+                _remove(self._waits, (hub, orchestration.id), wait)
+                wait.call.answer(_found(orchestration, wait.request))
 
-    # Work streams ----------------------------------------------------------------------------------------------
+    def _get_entity(self, request: pb.GetEntityRequest, call: Call) -> None:
+        """While something is going on with an entity, the answer waits a moment for the outcome.
 
-    def work_items(self, request: pb.GetWorkItemsRequest, context: grpc.ServicerContext) -> Iterator[pb.WorkItem]:
+        A client that waits for it asks again and again. So it asks less often, and sees it sooner.
+        """
+        hub = _hub_of(call)
+        entities = self._hub(hub).entities
+        if not entities.is_busy(request.instanceId):
+            return call.answer(entities.get(request))
+        look = _Look((hub, request.instanceId), request, call, time.monotonic() + LOOK_SECONDS)
+        self._looks.setdefault(look.key, []).append(look)
+        self._looking.append(look)
+        self._next_tick = min(self._next_tick, time.time() + LOOK_SECONDS)
+        return None
+
+    def _end_look(self, look: _Look) -> None:
+        """Its time is over: answer as things are."""
+        if not look.call.is_over:
+            _remove(self._looks, look.key, look)
+            with suppress(StateUnusable):
+                look.call.answer(self._hub(look.key[0]).entities.get(look.request))
+
+    # Workers ---------------------------------------------------------------------------------------------------
+
+    def _get_work_items(self, request: pb.GetWorkItemsRequest, call: Call) -> None:
         """Stream work to a worker; when the stream ends, what it has left undone goes to another."""
-        name, _ = _addressed(context)
-        stream = _Stream(name, request)
-        if not context.add_callback(lambda: stream.items.put(None)):
-            return
-        with self._lock:
-            number = next(self._ids)
-            self._streams[number] = stream
-        try:
-            with _refusing(context):
-                self._do(name, lambda hub: hub.connect(number, request, _now()))
-            while True:
-                try:
-                    item = stream.items.get(timeout=PING_SECONDS)
-                except queue.Empty:
-                    item = pb.WorkItem(healthPing=pb.HealthPing())
-                if item is None:
-                    return
-                yield item
-        finally:
-            with self._lock:
-                del self._streams[number]
-                if not self._stopped:
-                    self._try(name, lambda hub: hub.disconnect(number, _now()))
+        name, number = _hub_of(call), next(self._ids)
+        self._streams[number] = _Stream(name, request, call, time.monotonic() + PING_SECONDS)
+
+        def end() -> None:
+            del self._streams[number]
+            self._try(name, lambda hub: hub.disconnect(number, _now()))
+
+        call.keep(end)
+        self._do(name, lambda hub: hub.connect(number, request, _now()))
 
     # Queries ---------------------------------------------------------------------------------------------------
 
-    def query_instances(
-        self, request: pb.QueryInstancesRequest, context: grpc.ServicerContext
-    ) -> pb.QueryInstancesResponse:
-        """A page of orchestrations."""
-        hub, _ = _addressed(context)
-        with _refusing(context):
-            found, token = self._store.orchestrations(hub, request.query)
+    def _query_instances(self, request: pb.QueryInstancesRequest, call: Call) -> None:
+        found, token = self._store.orchestrations(_hub_of(call), request.query)
         response = pb.QueryInstancesResponse(
             orchestrationState=[state(orchestration, request.query.fetchInputsAndOutputs) for orchestration in found]
         )
         if token:
             response.continuationToken.value = token
-        return response
+        call.answer(response)
 
-    def list_ids(self, request: pb.ListInstanceIdsRequest, context: grpc.ServicerContext) -> pb.ListInstanceIdsResponse:
-        """A page of the ids of finished orchestrations."""
-        hub, _ = _addressed(context)
-        with _refusing(context):
-            ids, token = self._store.finished_ids(hub, request)
+    def _list_ids(self, request: pb.ListInstanceIdsRequest, call: Call) -> None:
+        ids, token = self._store.finished_ids(_hub_of(call), request)
         response = pb.ListInstanceIdsResponse(instanceIds=ids)
         if token:
             response.lastInstanceKey.value = token
-        return response
+        call.answer(response)
 
-    def query_entities(
-        self, request: pb.QueryEntitiesRequest, context: grpc.ServicerContext
-    ) -> pb.QueryEntitiesResponse:
-        """A page of entities."""
-        hub, _ = _addressed(context)
-        with _refusing(context):
-            found, token = self._store.entities(hub, request.query)
+    def _query_entities(self, request: pb.QueryEntitiesRequest, call: Call) -> None:
+        found, token = self._store.entities(_hub_of(call), request.query)
         response = pb.QueryEntitiesResponse()
         for entity, waiting in found:
             added = response.entities.add()
@@ -298,42 +348,47 @@ class Scheduler:
             added.backlogQueueSize = waiting
         if token:
             response.continuationToken.value = token
-        return response
+        call.answer(response)
 
-    def history(
-        self, request: pb.StreamInstanceHistoryRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.HistoryChunk]:
-        """An orchestration's history, in parts."""
-        hub, _ = _addressed(context)
-        with _refusing(context):
-            found = self._store.history(hub, request.instanceId)
+    def _stream_history(self, request: pb.StreamInstanceHistoryRequest, call: Call) -> None:
+        found = self._store.history(_hub_of(call), request.instanceId)
         if found is None or (request.executionId.value and request.executionId.value != found[0]):
             text = f"There is no orchestration with instance id '{request.instanceId}', or not of this execution."
-            context.abort(grpc.StatusCode.NOT_FOUND, text)
-        yield from chunks_of(found[1], CHUNK_BYTES)
+            raise Refused(grpc.StatusCode.NOT_FOUND, text)
+        call.keep(lambda: None)
+        for chunk in chunks_of(found[1], CHUNK_BYTES):
+            call.send(chunk)
+        call.finish()
 
-    def purge(self, request: pb.PurgeInstancesRequest, context: grpc.ServicerContext) -> pb.PurgeInstancesResponse:
+    def _purge(self, request: pb.PurgeInstancesRequest, call: Call) -> None:
         """Purge orchestrations; of many a few at a time, so that other calls get their turn."""
-        purge_filter = request.purgeInstanceFilter
-        seconds = purge_filter.timeout.ToMicroseconds() / 1_000_000 if purge_filter.HasField("timeout") else 1e9
-        until, deleted = time.monotonic() + seconds, 0
-        while True:
-            response = self.call("PurgeInstances", request, context)
-            deleted += response.deletedInstanceCount
-            if response.isComplete.value or time.monotonic() > until:
-                response.deletedInstanceCount = deleted
-                return response
+        limit = request.purgeInstanceFilter
+        seconds = limit.timeout.ToMicroseconds() / 1_000_000 if limit.HasField("timeout") else 1e9
+        self._purge_some(request, call, time.monotonic() + seconds, 0)
 
-    def stop(self) -> None:
-        """End all streams and waits, and close the store."""
-        with self._lock:
-            self._stopped = True
-            self._clock.notify()
-            self._store.close()
+    def _purge_some(self, request: pb.PurgeInstancesRequest, call: Call, until: float, deleted: int) -> None:
+        def purge(request: pb.PurgeInstancesRequest, call: Call) -> None:
+            response = self._do(_hub_of(call), lambda hub: hub.call("PurgeInstances", request, _now()))
+            response.deletedInstanceCount += deleted
+            if response.isComplete.value or time.monotonic() > until:
+                call.answer(response)
+            else:
+                self._purges.append((request, call, until, response.deletedInstanceCount))
+
+        _refusing(purge)(request, call)
 
 
 def _found(orchestration: Orchestration, request: pb.GetInstanceRequest) -> pb.GetInstanceResponse:
     return pb.GetInstanceResponse(exists=True, orchestrationState=state(orchestration, request.getInputsAndOutputs))
+
+
+def _remove(waiting: dict[tuple[str, str], list[Any]], key: tuple[str, str], one: Any) -> None:
+    """Take one out of those that wait for the same, if it still waits."""
+    others = waiting.get(key, [])
+    if one in others:
+        others.remove(one)
+        if not others:
+            del waiting[key]
 
 
 def _now() -> int:
@@ -341,78 +396,28 @@ def _now() -> int:
     return time.time_ns() // 1000
 
 
-def _addressed(context: grpc.ServicerContext) -> tuple[str, str]:
-    """The task hub that a call is for, and the id by which the client would repeat it."""
-    hub = request_id = ""
-    for name, value in context.invocation_metadata():
-        if name == "taskhub":
-            hub = str(value)
-        elif name == "x-request-id":
-            request_id = str(value)
-    if not hub:
-        context.abort(
-            grpc.StatusCode.INVALID_ARGUMENT,
-            "The call names no task hub: send its name as 'taskhub' metadata (the samples: set TASKHUB).",
-        )
-    return hub, request_id[:100]
+def _hub_of(call: Call) -> str:
+    """The task hub that a call is for. Raises Refused if it names none."""
+    if hub := call.metadata.get("taskhub"):
+        return hub
+    text = "The call names no task hub: send its name as 'taskhub' metadata (the samples: set TASKHUB)."
+    raise Refused(grpc.StatusCode.INVALID_ARGUMENT, text)
 
 
-@contextmanager
-def _refusing(context: grpc.ServicerContext) -> Iterator[None]:
-    """Tell the caller what is wrong."""
-    try:
-        yield
-    except Refused as refused:
-        context.abort(refused.code, str(refused))
-    except StateUnusable as problem:
-        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(problem))
+def _refusing(handler: Handler) -> Handler:
+    """The same handler, which tells the caller what is wrong."""
+
+    def handle(request: Any, call: Call) -> None:
+        try:
+            handler(request, call)
+        except Refused as refused:
+            call.refuse(refused.code, str(refused))
+        except StateUnusable as problem:
+            call.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, str(problem))
+
+    return handle
 
 
-def _unimplemented(method: str) -> Callable[[Any, grpc.ServicerContext], NoReturn]:
-    def refuse(_: Any, context: grpc.ServicerContext) -> NoReturn:
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, f"The local scheduler does not implement {method}.")
-
-    return refuse
-
-
-def _methods(scheduler: Scheduler) -> SimpleNamespace:
-    """All RPCs by name."""
-
-    def through(do: Callable[..., Any], method: str) -> Callable[[Any, grpc.ServicerContext], Any]:
-        return lambda request, context: do(method, request, context)
-
-    def waiting(is_met: Callable[[Orchestration], bool]) -> Callable[[Any, grpc.ServicerContext], Any]:
-        return lambda request, context: scheduler.wait(is_met, request, context)
-
-    service = pb.DESCRIPTOR.services_by_name["TaskHubSidecarService"]
-    methods = {method.name: _unimplemented(method.name) for method in service.methods}
-    methods |= {method: through(scheduler.call, method) for method in CALLS}
-    methods |= {method: through(scheduler.read, method) for method in READS}
-    methods |= {
-        "Hello": lambda _, __: Empty(),
-        "CreateTaskHub": lambda _, __: pb.CreateTaskHubResponse(),  # a hub comes into being when it is first used
-        "WaitForInstanceStart": waiting(lambda orchestration: orchestration.status != PENDING),
-        "WaitForInstanceCompletion": waiting(lambda orchestration: orchestration.status in FINISHED),
-        "GetWorkItems": scheduler.work_items,
-        "QueryInstances": scheduler.query_instances,
-        "ListInstanceIds": scheduler.list_ids,
-        "QueryEntities": scheduler.query_entities,
-        "StreamInstanceHistory": scheduler.history,
-        "PurgeInstances": scheduler.purge,
-    }
-    return SimpleNamespace(**methods)
-
-
-def start_server(scheduler: Scheduler, port: int) -> tuple[grpc.Server, str]:
-    """Serve on a port of this machine (0: a free one); returns the server and its address."""
-    server = grpc.server(
-        # Every worker stream and every waiting client holds a thread, which costs little while it waits.
-        futures.ThreadPoolExecutor(max_workers=10_000),
-        options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", RECEIVE_LIMIT), *KEEPALIVE_OPTIONS],
-    )
-    stubs.add_TaskHubSidecarServiceServicer_to_server(_methods(scheduler), server)  # pyright: ignore[reportArgumentType]
-    if port:
-        listening_socket(port).close()  # says so in one line if the port is taken; gRPC would in many
-    port = server.add_insecure_port(f"{HOST}:{port}")
-    server.start()
-    return server, f"http://{HOST}:{port}"
+def _unimplemented(method: str) -> Handler:
+    text = f"The local scheduler does not implement {method}."
+    return lambda _, call: call.refuse(grpc.StatusCode.UNIMPLEMENTED, text)

@@ -4,7 +4,6 @@
 import json
 import os
 import sqlite3
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,19 +61,13 @@ class Store:
 
     def __init__(self, path: str, full_sync: bool = False) -> None:
         self._path = path
-        self._writing = threading.RLock()
-        self._reading = threading.RLock() if path else self._writing
         with _explained(path):
             if path:
                 _make_private(Path(path))
-            self._writer = self._connect(full_sync)
-            # Queries have a connection of their own, so that none of them holds up the work.
-            self._reader = self._connect(full_sync) if path else self._writer
+            self._database = self._connect(full_sync)
 
     def _connect(self, full_sync: bool) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self._path or ":memory:", isolation_level=None, check_same_thread=False, cached_statements=256
-        )
+        connection = sqlite3.connect(self._path or ":memory:", isolation_level=None, cached_statements=256)
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         is_empty = not connection.execute("SELECT 1 FROM sqlite_master").fetchone()
@@ -99,21 +92,21 @@ class Store:
 
     def commit(self, hub: str, changes: Changes) -> None:
         """Store all changes of a call, or none. Raises StateUnusable if they cannot be stored."""
-        with _explained(self._path), self._writing:
+        with _explained(self._path):
             try:
-                self._writer.execute("BEGIN IMMEDIATE")
+                self._database.execute("BEGIN IMMEDIATE")
                 self._write(hub, changes)
-                self._writer.execute("COMMIT")
+                self._database.execute("COMMIT")
             except BaseException:
-                if self._writer.in_transaction:
-                    self._writer.execute("ROLLBACK")
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
                 raise
             if changes.removed_executions or changes.removed_entities:
                 with suppress(sqlite3.Error):  # all is stored already: not to get the space back is no failure
-                    self._writer.execute("PRAGMA incremental_vacuum").fetchall()
+                    self._database.execute("PRAGMA incremental_vacuum").fetchall()
 
     def _write(self, hub: str, changes: Changes) -> None:
-        write, write_all = self._writer.execute, self._writer.executemany
+        write, write_all = self._database.execute, self._database.executemany
         for key in changes.removed_executions:
             write("DELETE FROM orchestrations WHERE key = ?", (key,))
             write("DELETE FROM history WHERE key = ?", (key,))
@@ -150,20 +143,19 @@ class Store:
 
     def try_to_write(self) -> None:
         """Raise StateUnusable if nothing can be stored."""
-        with _explained(self._path), self._writing:
-            self._writer.execute("INSERT OR REPLACE INTO answers VALUES ('', '', '', 0)")
+        with _explained(self._path):
+            self._database.execute("INSERT OR REPLACE INTO answers VALUES ('', '', '', 0)")
 
     def forget_answers(self, before: int) -> None:
         """Forget what requests of before that time were answered."""
-        with _explained(self._path), self._writing:
-            self._writer.execute("DELETE FROM answers WHERE at < ?", (before,))
+        with _explained(self._path):
+            self._database.execute("DELETE FROM answers WHERE at < ?", (before,))
 
     def close(self) -> None:
         """Write all into the file itself, and close it."""
-        with suppress(sqlite3.Error), self._writing:
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._reader.close()
-        self._writer.close()
+        with suppress(sqlite3.Error):
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._database.close()
 
     # Reading, for a hub ----------------------------------------------------------------------------------------
 
@@ -194,18 +186,18 @@ class Store:
 
     def _rows(self, query: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Rows as the last commit left them, for the hubs themselves."""
-        with _explained(self._path), self._writing:
-            return self._writer.execute(query, parameters).fetchall()
+        with _explained(self._path):
+            return self._database.execute(query, parameters).fetchall()
 
     # Reading, for clients --------------------------------------------------------------------------------------
 
     def history(self, hub: str, instance_id: str) -> tuple[str, list[pb.HistoryEvent]] | None:
         """An orchestration's present execution and its history; None if there is no such orchestration."""
-        rows = self._query("SELECT key FROM orchestrations WHERE hub = ? AND id = ?", (hub, instance_id))
+        rows = self._rows("SELECT key FROM orchestrations WHERE hub = ? AND id = ?", (hub, instance_id))
         if not rows:
             return None
         key = rows[0][0]
-        return f"{key:x}", _events(self._query("SELECT events FROM history WHERE key = ? ORDER BY chunk", (key,)))
+        return f"{key:x}", _events(self._rows("SELECT events FROM history WHERE key = ? ORDER BY chunk", (key,)))
 
     def orchestrations(self, hub: str, query: pb.InstanceQuery) -> tuple[list[Orchestration], str | None]:
         """A page of the orchestrations that fit, the oldest first, and where the next page begins."""
@@ -264,7 +256,7 @@ class Store:
             query.pageSize.value,
         )
         waiting = "SELECT count(*) FROM messages WHERE hub = ? AND target = ? AND due IS NULL"
-        return [(_entity(row), self._query(waiting, (hub, row[0]))[0][0]) for row in rows], following
+        return [(_entity(row), self._rows(waiting, (hub, row[0]))[0][0]) for row in rows], following
 
     def _page(
         self, select: str, where: list[str], values: list[Any], order: tuple[str, ...], token: str, size: int
@@ -277,17 +269,13 @@ class Store:
         size = min(size, _PAGE_ROWS) if size > 0 else _PAGE_ROWS
         rows: list[tuple[Any, ...]] = []
         room = _PAGE_BYTES
-        with _explained(self._path), self._reading:
-            for row in self._reader.execute(f"{sql} LIMIT ?", (*values, size + 1)):
+        with _explained(self._path):
+            for row in self._database.execute(f"{sql} LIMIT ?", (*values, size + 1)):
                 room -= sum(len(value) for value in row if isinstance(value, str | bytes)) + 100
                 if len(rows) == size or (rows and room < 0):
                     return rows, json.dumps(rows[-1][: len(order)])
                 rows.append(row)
         return rows, None
-
-    def _query(self, query: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        with _explained(self._path), self._reading:
-            return self._reader.execute(query, parameters).fetchall()
 
 
 class HubRecords:
