@@ -37,7 +37,6 @@ CREATE INDEX locked ON entities (hub) WHERE lock != '';
 CREATE TABLE messages (
     id INTEGER PRIMARY KEY, hub TEXT NOT NULL, target TEXT NOT NULL, due INTEGER, event BLOB NOT NULL, trace BLOB);
 CREATE TABLE answers (hub TEXT, request TEXT, answer BLOB, at INTEGER, PRIMARY KEY (hub, request)) WITHOUT ROWID;
-CREATE INDEX answers_by_age ON answers (at);
 """
 
 _PAGE_BYTES = 2 * 1024 * 1024  # of one page of a query: a client receives 4 MB
@@ -81,6 +80,7 @@ class Store:
                 f"{VERSION}. Use the scheduler that wrote it, or choose another file with --state."
             )
         connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA wal_autocheckpoint = 4000")  # pages: 16 MB; pages that change often are copied once
         connection.execute(f"PRAGMA synchronous = {'FULL' if full_sync else 'NORMAL'}")
         if is_empty:
             connection.executescript(
@@ -106,40 +106,42 @@ class Store:
                     self._database.execute("PRAGMA incremental_vacuum").fetchall()
 
     def _write(self, hub: str, changes: Changes) -> None:
-        write, write_all = self._database.execute, self._database.executemany
-        for key in changes.removed_executions:
-            write("DELETE FROM orchestrations WHERE key = ?", (key,))
-            write("DELETE FROM history WHERE key = ?", (key,))
-        write_all("DELETE FROM messages WHERE id = ?", [(number,) for number in changes.removed_messages])
-        write_all("DELETE FROM activities WHERE id = ?", [(number,) for number in changes.removed_activities])
-        write_all("DELETE FROM entities WHERE hub = ? AND id = ?", [(hub, name) for name in changes.removed_entities])
-        write_all(_UPSERT_ORCHESTRATION, [_orchestration_row(hub, o) for o in changes.orchestrations.values()])
-        write_all(
+        self._each("DELETE FROM orchestrations WHERE key = ?", [(key,) for key in changes.removed_executions])
+        self._each("DELETE FROM history WHERE key = ?", [(key,) for key in changes.removed_executions])
+        self._each("DELETE FROM messages WHERE id = ?", [(number,) for number in changes.removed_messages])
+        self._each("DELETE FROM activities WHERE id = ?", [(number,) for number in changes.removed_activities])
+        self._each("DELETE FROM entities WHERE hub = ? AND id = ?", [(hub, name) for name in changes.removed_entities])
+        self._each(_UPSERT_ORCHESTRATION, [_orchestration_row(hub, o) for o in changes.orchestrations.values()])
+        self._each(
             "INSERT INTO history VALUES (?, ?, ?)",
             [
                 (key, number, pb.HistoryChunk(events=events).SerializeToString())
                 for key, number, events in changes.history
             ],
         )
-        write_all(
+        self._each(
             "INSERT INTO activities VALUES (?, ?, ?, ?)",
             [(a.id, hub, a.key, a.request.SerializeToString()) for a in changes.activities.values()],
         )
-        write_all(
+        self._each(
             "INSERT OR REPLACE INTO entities VALUES (?, ?, ?, ?, ?, ?)",
             [(hub, e.id, e.modified, e.lock, e.owner, e.state) for e in changes.entities.values()],
         )
-        write_all(
+        self._each(
             "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?)",
             [
                 (m.id, hub, m.target, m.due, m.event.SerializeToString(), m.trace and m.trace.SerializeToString())
                 for m in changes.messages.values()
             ],
         )
-        write_all(
+        self._each(
             "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
             [(hub, request, answer, at) for request, answer, at in changes.answers],
         )
+
+    def _each(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
+        if rows:
+            self._database.executemany(statement, rows)
 
     def try_to_write(self) -> None:
         """Raise StateUnusable if nothing can be stored."""
