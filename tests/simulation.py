@@ -164,7 +164,7 @@ class Simulation:
     def _crash(self, is_stored: bool = True) -> None:
         """The scheduler is killed, and another starts on what the disk has: all, if the last change is stored."""
         self._say("  the scheduler is killed, and starts again")
-        before = _memory(self._hub) if is_stored else None
+        before = _memory(self._hub) if is_stored and not _grants_when_done(self._hub) else None
         path = self._folder / f"{next(self._numbers)}.db"
         for suffix in ("", "-wal"):
             if (file := Path(f"{self._path}{suffix}")).exists():
@@ -386,7 +386,7 @@ class Simulation:
         self._say(f"worker: {method} {_flat(response)}")
         self._do(
             lambda hub: hub.call(method, _sent(response), self._now),
-            lambda answer: self._model.completed(method, response, answer),
+            lambda answer: self._model.completed(method, response, answer, self._hub),
         )
 
     def _work(self, delivery: Delivery) -> tuple[str, Any]:
@@ -495,6 +495,12 @@ def _memory(hub: Hub) -> list[Any]:
         [(activity.id, activity.key, activity.request) for activity in _sorted(activities)],
         _messages(hub._scheduled.values()),
     ]
+
+
+def _grants_when_done(hub: Hub) -> bool:
+    """Whether an entity's lock is granted as soon as its worker is done, and so, without a worker, by a restart."""
+    busy = hub.entities._busy.values()
+    return any(e.attempts.token and not e.lock and e.inbox[0].event.HasField("entityLockRequested") for e in busy)
 
 
 def _sorted(records: Iterable[Any]) -> list[Any]:

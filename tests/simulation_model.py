@@ -148,6 +148,8 @@ class Model:
         self.things: dict[str, Thing] = {}
         self.deliveries: dict[str, Delivery] = {}  # by token: those whose completion counts
         self.answers: dict[str, bytes] = {}  # by request id
+        self._sent: dict[str, Delivery] = {}  # all since the last restart
+        self._former: dict[str, Delivery] = {}  # all of before
         self._schedule: list[tuple[int, int, str, int, Any]] = []  # due, number, for whom, its run, what
         self._numbers = 0
 
@@ -258,15 +260,16 @@ class Model:
                 request = item.activityRequest
                 delivery.instance = request.orchestrationInstance.instanceId
                 instance = self.instances.get(delivery.instance)
-                if instance and instance.execution == request.orchestrationInstance.executionId.value:
-                    delivery.run = instance.run
+                execution = request.orchestrationInstance.executionId.value
+                if instance and instance.execution in ("", execution):
+                    delivery.run, instance.execution = instance.run, execution
                     if instance.lives:
                         same("the activity's input", request.input.value, instance.tasks.get(request.taskId))
             case _:
                 self._check_batch(item.entityRequest, delivery)
         for other in self.deliveries.values():
             expect(_subject(other.item) != _subject(item), "two workers have the same work", _subject(item))
-        self.deliveries[delivery.token] = delivery
+        self.deliveries[delivery.token] = self._sent[delivery.token] = delivery
         return delivery
 
     def _check_step(self, request: pb.OrchestratorRequest, delivery: Delivery) -> None:
@@ -319,10 +322,39 @@ class Model:
     def ended(self, worker: int | None) -> None:
         """A worker's stream has ended, or with None all have: what they have is to be done by others."""
         self.deliveries = {t: d for t, d in self.deliveries.items() if worker is not None and d.worker != worker}
+        if worker is None:
+            self._former |= self._sent
+            self._sent = {}
 
-    def completed(self, method: str, response: Any, answer: Answer) -> None:
+    def _recovered(self, method: str, token: str, hub: Hub) -> Delivery | None:
+        """Work of before a restart that the hub has let count: it was still to be done, and is nobody else's now."""
+        delivery = self._former.get(token)
+        match method, delivery and delivery.item.WhichOneof("request"):
+            case "CompleteActivityTask", "activityRequest":
+                assert delivery
+                instance, task = self.instances.get(delivery.instance), delivery.item.activityRequest.taskId
+                if instance is None or instance.run != delivery.run or task not in instance.tasks:
+                    return None
+            case "CompleteEntityTask", "entityRequest":
+                assert delivery
+                entity = delivery.item.entityRequest.instanceId
+                busy, first = hub.entities.busy(entity), delivery.operations[0]
+                waits = any(_tag(message.event) == first.tag for message in (busy.inbox if busy else ()))
+                if waits or first not in self.thing(entity).queue:
+                    return None
+                missing = [o.tag for o in delivery.operations if o not in self.thing(entity).queue]
+                expect(not missing, f"{entity} does {missing} twice")
+            case _:
+                return None
+        for other in list(self.deliveries.values()):
+            if _subject(other.item) == _subject(delivery.item):
+                del self.deliveries[other.token]
+        return delivery
+
+    def completed(self, method: str, response: Any, answer: Answer, hub: Hub) -> None:
         """A worker has said that its work is done, or that it cannot do it."""
-        delivery = self.deliveries.pop(response.completionToken, None)
+        token = response.completionToken
+        delivery = self.deliveries.pop(token, None) or self._recovered(method, token, hub)
         instance = self.instances.get(delivery.instance) if delivery else None
         fits = delivery and _fits(method, response, delivery.item)
         if method.startswith("Abandon"):

@@ -37,6 +37,7 @@ class Entities:
     def load(self) -> None:
         """Have all operations done that wait to be."""
         for entity in list(self._busy.values()):
+            self._hub.work.restore(entity)
             self._proceed(entity)
 
     # What clients ask for --------------------------------------------------------------------------------------
@@ -64,10 +65,14 @@ class Entities:
             return pb.GetEntityResponse(exists=False)
         return pb.GetEntityResponse(exists=True, entity=metadata(entity, request.includeState))
 
-    def is_busy(self, entity_id: str) -> bool:
-        """Whether operations wait, or are being done."""
+    def busy(self, entity_id: str) -> Entity | None:
+        """The entity, if operations wait or are being done."""
         entity = self._busy.get(entity_id)
-        return entity is not None and bool(entity.inbox)
+        return entity if entity and entity.inbox else None
+
+    def ready(self, entity: Entity) -> list[Message]:
+        """The operations that may be done now."""
+        return list(_ready(entity))
 
     def clean(self, _: pb.CleanEntityStorageRequest) -> pb.CleanEntityStorageResponse:
         """Nothing, as DTS does: an entity without a state goes, and a lock opens, as soon as nobody needs it."""

@@ -66,7 +66,7 @@ class Hub:
         for entity in self.records.locked_entities():
             self.entities.keep(entity)
         for activity in self.records.activities():
-            self.work.add_activity(activity)
+            self.work.add_activity(activity, restored=True)
         for message in self.records.messages():
             if message.due is not None:
                 self._plan(message)

@@ -292,7 +292,7 @@ class Scheduler:
         """
         hub = _hub_of(call)
         entities = self._hub(hub).entities
-        if not entities.is_busy(request.instanceId):
+        if not entities.busy(request.instanceId):
             return call.answer(entities.get(request))
         look = _Look((hub, request.instanceId), request, call, time.monotonic() + LOOK_SECONDS)
         self._looks.setdefault(look.key, []).append(look)

@@ -31,6 +31,9 @@ FIRST_PAUSE, LONGEST_PAUSE = SECOND // 10, 30 * SECOND
 ABANDONS, ABANDONED_FOR = 10, 600 * SECOND
 """Work that was abandoned so often, over at least so long, fails its instance."""
 
+GRACE = 3 * SECOND // 2
+"""After a restart of the scheduler, the workers of before may come back for so long with what they had in hand."""
+
 DEATHS = 50
 """Work that so many workers in a row did not survive fails its instance."""
 
@@ -135,9 +138,11 @@ class Work:
         self._paused.pop(record, None)
         record.attempts = Attempts()
 
-    def add_activity(self, activity: Activity) -> None:
-        """Have an activity done."""
+    def add_activity(self, activity: Activity, restored: bool = False) -> None:
+        """Have an activity done; one of before a restart after a moment."""
         self._activities.setdefault(activity.key, {})[activity.id] = activity
+        if restored:
+            self.restore(activity)
         self.offer(activity)
 
     def remove_activities(self, key: int) -> None:
@@ -146,13 +151,18 @@ class Work:
             self.withdraw(activity)
             self._hub.changes.remove_activity(activity)
 
+    def restore(self, record: Activity | Entity) -> None:
+        """Have work of before a restart done, unless a worker comes back with its result in a moment."""
+        record.attempts.paused = self._hub.now + GRACE
+        self._hub.wake(record, record.attempts.paused)
+
     def unpause(self, record: Record) -> None:
-        """End the pause after an abandoned attempt, if it has lasted long enough."""
-        if record in self._paused and record.attempts.paused <= self._hub.now:
+        """End a pause, if it has lasted long enough."""
+        if 0 < record.attempts.paused <= self._hub.now:
             self._unpause(record)
 
     def _unpause(self, record: Record) -> None:
-        del self._paused[record]
+        self._paused.pop(record, None)
         record.attempts.paused = 0
         self.offer(record)
 
@@ -184,16 +194,17 @@ class Work:
     def _item(self, record: Record, worker: Worker) -> pb.WorkItem | None:
         """The work item for a record's work, noted as delivered; None if there is nothing to do, or it cannot be."""
         self._tokens += 1
-        token = f"{self._nonce}-{self._tokens}"
-        delivery = Delivery(token, worker, record, [])
-        item = pb.WorkItem(completionToken=token)
+        token = f"{self._nonce}/{self._tokens}"
+        delivery, item = Delivery(token, worker, record, []), pb.WorkItem()
         match record:
             case Activity():
                 item.activityRequest.CopyFrom(record.request)
+                delivery.token += f"/{record.id}"
             case Entity():
                 self._hub.entities.fill(item.entityRequest, record, delivery)
                 if not delivery.messages:
                     return None
+                delivery.token += f"/{len(delivery.messages)}/{delivery.messages[-1].id}/{record.id}"
             case Orchestration():
                 self._hub.orchestrations.fill(item.orchestratorRequest, record, delivery)
                 if not delivery.events:
@@ -202,10 +213,14 @@ class Work:
             problem = f"Its history and inputs take {size:,} bytes; a worker receives {MESSAGE_LIMIT:,} at most."
             self._fail(record, too_large(problem))
             return None
-        record.attempts.token = token
-        self._deliveries[token] = worker.deliveries[token] = delivery
-        worker.counts[record.group[0]] += 1
+        item.completionToken = delivery.token
+        self._begin(delivery)
         return item
+
+    def _begin(self, delivery: Delivery) -> None:
+        delivery.record.attempts.token = delivery.token
+        self._deliveries[delivery.token] = delivery.worker.deliveries[delivery.token] = delivery
+        delivery.worker.counts[delivery.record.group[0]] += 1
 
     # Work comes back -------------------------------------------------------------------------------------------
 
@@ -224,6 +239,7 @@ class Work:
 
     def complete_activity(self, request: pb.ActivityResponse) -> pb.CompleteTaskResponse:
         """An activity is done: its orchestration is told, if it still runs."""
+        self._recover(request.completionToken, "activity")
         if delivery := self._take(request.completionToken, "activity", request.instanceId, request.taskId):
             self._done(delivery)
             assert isinstance(delivery.record, Activity)
@@ -236,6 +252,7 @@ class Work:
 
     def complete_batch(self, request: pb.EntityBatchResult) -> pb.CompleteTaskResponse:
         """A batch of an entity's operations is done."""
+        self._recover(request.completionToken, "entity")
         if delivery := self._take(request.completionToken, "entity"):
             assert isinstance(delivery.record, Entity)
             if not request.results and not request.HasField("failureDetails"):
@@ -284,6 +301,30 @@ class Work:
             self._abandon(delivery)
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "The completion token was given for other work.")
         return delivery
+
+    def _recover(self, token: str, kind: Kind) -> None:
+        """Accept a token of before a restart, if its work is still to be done, and the very same.
+
+        The token itself says what the work was: an activity, or so many operations up to this one. What was handed out
+        again does not count then.
+        """
+        nonce, _, rest = token.partition("/")
+        if nonce == self._nonce or not rest:
+            return
+        record: Activity | Entity | None = None
+        messages: list[Message] = []
+        match kind, *rest.split("/", 3)[1:]:
+            case "activity", number:
+                found = (activities.get(int(number)) for activities in self._activities.values() if number.isdecimal())
+                record = next((activity for activity in found if activity), None)
+            case "entity", number, last, entity_id if number.isdecimal():
+                record = self._hub.entities.busy(entity_id)
+                messages = self._hub.entities.ready(record)[: int(number)] if record else []
+                if not messages or (str(len(messages)), str(messages[-1].id)) != (number, last):
+                    record = None
+        if record is not None:
+            self.withdraw(record)
+            self._begin(Delivery(token, Worker(0, None, {}), record, messages))
 
     def _done(self, delivery: Delivery) -> None:
         self._end(delivery)
