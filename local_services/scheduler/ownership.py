@@ -2,10 +2,9 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import IO
 
-from local_services.scheduler.store import StateUnusable
+from local_services.scheduler.store import StateUnusable, explained
 
 STANDBY_SECONDS = 0.2  # between two attempts to take over
 
@@ -18,11 +17,9 @@ class Ownership:
 
     def __init__(self, state: str) -> None:
         self._state = state
-        path = Path(f"{state}.lock")
-        try:
+        path = f"{os.path.realpath(state)}.lock"  # the same one, whatever link leads to the file
+        with explained(state):
             self._file: IO[str] = os.fdopen(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "r+")
-        except OSError as error:
-            raise StateUnusable(f"{state} cannot be used: {error.strerror}: {path}.") from error
 
     def take(self) -> None:
         """Take the lock. Raises StateUnusable if another scheduler has it."""
@@ -57,10 +54,11 @@ class Ownership:
 
     def announce(self, address: str) -> None:
         """Say where the scheduler that has the lock is; '' while it is starting."""
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(address)
-        self._file.flush()
+        with explained(self._state):
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(address)
+            self._file.flush()
 
     def _lock(self) -> bool:
         try:

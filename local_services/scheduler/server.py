@@ -15,6 +15,7 @@ from grpc._cython import cygrpc
 
 from local_services.service import HOST
 
+TEXT_LIMIT = 500  # characters of an error: a client takes 8 KB of metadata, and those that are not ASCII take more
 WAITING_REQUESTS = 64  # calls that the core may take in before the loop comes round again
 
 Handler = Callable[[Any, "Call"], None]
@@ -42,7 +43,7 @@ class Call:
 
     def refuse(self, code: grpc.StatusCode, text: str) -> None:
         """End the call with an error."""
-        self._finish(code.value[0], text, None)
+        self._finish(code.value[0], text[:TEXT_LIMIT], None)
 
     def keep(self, on_end: Callable[[], None]) -> None:
         """Answer later. `on_end` is called once when the client is gone, or has its answer."""
@@ -147,12 +148,14 @@ class Server:
         if name not in self._methods:
             return call.refuse(grpc.StatusCode.UNIMPLEMENTED, f"There is no method {name.decode(errors='replace')}.")
         request_type, handler = self._methods[name]
+        if message is None:
+            return call.refuse(grpc.StatusCode.INVALID_ARGUMENT, "The request is empty, or too large.")
         try:
-            if message is None:
-                return call.refuse(grpc.StatusCode.INVALID_ARGUMENT, "The request is empty, or too large.")
-            handler(request_type.FromString(message), call)
+            request = request_type.FromString(message)
         except DecodeError:
-            call.refuse(grpc.StatusCode.INVALID_ARGUMENT, f"The request is no {request_type.DESCRIPTOR.name}.")
+            return call.refuse(grpc.StatusCode.INVALID_ARGUMENT, f"The request is no {request_type.DESCRIPTOR.name}.")
+        try:
+            handler(request, call)
         except Exception as error:
             traceback.print_exception(error)
             call.refuse(grpc.StatusCode.INTERNAL, f"The local scheduler failed: {type(error).__name__}: {error}")

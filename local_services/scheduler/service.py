@@ -93,7 +93,8 @@ class Scheduler:
         self._trouble = ""  # why the last change could not be stored
         self._retry_at = 0.0
         self._next_tick = 0.0
-        self._tidy_at = 0.0
+        self._tidy_at = self._space_at = 0.0
+        self._started_over: set[str] = set()  # hubs whose work is still to be handed out
         for name in store.busy_hubs():
             self._hub(name)
 
@@ -216,6 +217,9 @@ class Scheduler:
             # Another nonce each time: a worker's token of before does not fit any more.
             hub = Hub(self._store.of(name), self._ids, uuid.uuid4().hex[:12])
             hub.load(_now())
+            for number, stream in self._streams.items():
+                if stream.hub == name:
+                    hub.connect(number, stream.request, _now())
             self._hubs[name] = hub
             self._next_tick = 0.0
         return self._hubs[name]
@@ -229,11 +233,9 @@ class Scheduler:
         else:
             traceback.print_exception(error)
         self._hubs.pop(name, None)
+        self._started_over.add(name)
         with suppress(StateUnusable, Refused):
-            hub = self._hub(name)
-            for number, stream in self._streams.items():
-                if stream.hub == name:
-                    hub.connect(number, stream.request, _now())
+            self._hub(name)
 
     # Time ------------------------------------------------------------------------------------------------------
 
@@ -244,9 +246,13 @@ class Scheduler:
             self._tidy_at = seconds + 600
             with suppress(StateUnusable):
                 self._store.forget_answers(now - REMEMBER_ANSWERS)
+        if seconds > self._space_at:
+            self._space_at = seconds + 1
+            self._store.give_space_back()
         for name, hub in list(self._hubs.items()):
             due = hub.next_due()
-            if self._trouble or (due is not None and due <= now):
+            if self._trouble or name in self._started_over or (due is not None and due <= now):
+                self._started_over.discard(name)
                 self._try(name, lambda hub: hub.tick(now))
         while self._looking and (self._looking[0].until <= seconds or self._looking[0].call.is_over):
             self._end_look(self._looking.popleft())
@@ -316,7 +322,10 @@ class Scheduler:
 
         def end() -> None:
             del self._streams[number]
-            self._try(name, lambda hub: hub.disconnect(number, _now()))
+            try:
+                self._do(name, lambda hub: hub.disconnect(number, _now()))
+            except StateUnusable as problem:
+                self._start_over(name, problem)  # without this worker: it must not be sent work when there is room
 
         call.keep(end)
         self._do(name, lambda hub: hub.connect(number, request, _now()))
@@ -363,7 +372,7 @@ class Scheduler:
     def _purge(self, request: pb.PurgeInstancesRequest, call: Call) -> None:
         """Purge orchestrations; of many a few at a time, so that other calls get their turn."""
         limit = request.purgeInstanceFilter
-        seconds = limit.timeout.ToMicroseconds() / 1_000_000 if limit.HasField("timeout") else 1e9
+        seconds = limit.timeout.seconds if limit.HasField("timeout") else 1e9
         self._purge_some(request, call, time.monotonic() + seconds, 0)
 
     def _purge_some(self, request: pb.PurgeInstancesRequest, call: Call, until: float, deleted: int) -> None:

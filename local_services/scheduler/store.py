@@ -11,6 +11,7 @@ from typing import Any
 
 import durabletask.internal.orchestrator_service_pb2 as pb
 import grpc
+from google.protobuf.message import DecodeError
 
 from local_services.scheduler.records import Activity, Changes, Entity, Message, Orchestration, Refused, micros
 
@@ -60,10 +61,11 @@ class Store:
 
     def __init__(self, path: str, full_sync: bool = False) -> None:
         self._path = path
-        with _explained(path):
+        with explained(path):
             if path:
                 _make_private(Path(path))
             self._database = self._connect(full_sync)
+        self.try_to_write()
 
     def _connect(self, full_sync: bool) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path or ":memory:", isolation_level=None, cached_statements=256)
@@ -92,7 +94,7 @@ class Store:
 
     def commit(self, hub: str, changes: Changes) -> None:
         """Store all changes of a call, or none. Raises StateUnusable if they cannot be stored."""
-        with _explained(self._path):
+        with explained(self._path):
             try:
                 self._database.execute("BEGIN IMMEDIATE")
                 self._write(hub, changes)
@@ -101,9 +103,18 @@ class Store:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 raise
-            if changes.removed_executions or changes.removed_entities:
-                with suppress(sqlite3.Error):  # all is stored already: not to get the space back is no failure
-                    self._database.execute("PRAGMA incremental_vacuum").fetchall()
+
+    def give_space_back(self) -> None:
+        """Make the file somewhat smaller if much of it is free. Takes about a tenth of a second."""
+        with suppress(sqlite3.Error):  # all is stored already: not to get the space back is no failure
+            if self._free_pages() > _FREE_PAGES:
+                # Not with execute(), which would free a single page: it takes one step of a statement without rows.
+                self._database.executescript(f"PRAGMA incremental_vacuum({4 * _FREE_PAGES})")
+                if self._free_pages() <= _FREE_PAGES:
+                    self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _free_pages(self) -> int:
+        return self._database.execute("PRAGMA freelist_count").fetchone()[0]
 
     def _write(self, hub: str, changes: Changes) -> None:
         self._each("DELETE FROM orchestrations WHERE key = ?", [(key,) for key in changes.removed_executions])
@@ -145,12 +156,12 @@ class Store:
 
     def try_to_write(self) -> None:
         """Raise StateUnusable if nothing can be stored."""
-        with _explained(self._path):
+        with explained(self._path):
             self._database.execute("INSERT OR REPLACE INTO answers VALUES ('', '', '', 0)")
 
     def forget_answers(self, before: int) -> None:
         """Forget what requests of before that time were answered."""
-        with _explained(self._path):
+        with explained(self._path):
             self._database.execute("DELETE FROM answers WHERE at < ?", (before,))
 
     def close(self) -> None:
@@ -188,7 +199,7 @@ class Store:
 
     def _rows(self, query: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Rows as the last commit left them, for the hubs themselves."""
-        with _explained(self._path):
+        with explained(self._path):
             return self._database.execute(query, parameters).fetchall()
 
     # Reading, for clients --------------------------------------------------------------------------------------
@@ -271,7 +282,7 @@ class Store:
         size = min(size, _PAGE_ROWS) if size > 0 else _PAGE_ROWS
         rows: list[tuple[Any, ...]] = []
         room = _PAGE_BYTES
-        with _explained(self._path):
+        with explained(self._path):
             for row in self._database.execute(f"{sql} LIMIT ?", (*values, size + 1)):
                 room -= sum(len(value) for value in row if isinstance(value, str | bytes)) + 100
                 if len(rows) == size or (rows and room < 0):
@@ -295,14 +306,13 @@ class HubRecords:
         for number, key, request in self._rows(
             "SELECT id, key, request FROM activities WHERE hub = ? ORDER BY id", (self._hub,)
         ):
-            yield Activity(number, key, pb.ActivityRequest.FromString(request))
+            yield Activity(number, key, _parsed(pb.ActivityRequest, request))
 
     def messages(self) -> Iterator[Message]:
         for number, target, due, event, trace in self._rows(
             "SELECT id, target, due, event, trace FROM messages WHERE hub = ? ORDER BY id", (self._hub,)
         ):
-            context = pb.TraceContext.FromString(trace) if trace is not None else None
-            yield Message(number, target, pb.HistoryEvent.FromString(event), context, due)
+            yield Message(number, target, _parsed(pb.HistoryEvent, event), _parsed(pb.TraceContext, trace), due)
 
     def locked_entities(self) -> Iterator[Entity]:
         return map(
@@ -341,6 +351,7 @@ class HubRecords:
 
 
 _PAGE_ROWS = 1000
+_FREE_PAGES = 256  # 1 MB: so much is left free in the file, to be used again
 _CHANGING = (
     "status", "created", "updated", "completed", "parent_key", "parent_task", "chunks", "custom_status", "failure",
     "own_trace", "output",
@@ -380,9 +391,9 @@ def _orchestration(row: tuple[Any, ...]) -> Orchestration:
         given,
         output,
         custom_status,
-        pb.TaskFailureDetails.FromString(failure) if failure is not None else None,
-        pb.TraceContext.FromString(caller_trace) if caller_trace is not None else None,
-        pb.OrchestrationTraceContext.FromString(own_trace) if own_trace is not None else None,
+        _parsed(pb.TaskFailureDetails, failure),
+        _parsed(pb.TraceContext, caller_trace),
+        _parsed(pb.OrchestrationTraceContext, own_trace),
         parent,
         parent_key,
         parent_task,
@@ -396,7 +407,15 @@ def _entity(row: tuple[Any, ...]) -> Entity:
 
 
 def _events(rows: Iterable[tuple[bytes]]) -> list[pb.HistoryEvent]:
-    return [event for (chunk,) in rows for event in pb.HistoryChunk.FromString(chunk).events]
+    return [event for (chunk,) in rows for event in _parsed(pb.HistoryChunk, chunk).events]
+
+
+def _parsed(kind: Any, stored: bytes | None) -> Any:
+    """A stored message, or None. Raises StateUnusable if it is damaged."""
+    try:
+        return None if stored is None else kind.FromString(stored)
+    except (DecodeError, TypeError) as error:
+        raise StateUnusable(f"The state: {_MEANINGS['malformed']}") from error
 
 
 def _status_and_time(
@@ -417,11 +436,19 @@ def _status_and_time(
 
 def _token_values(token: str, count: int) -> list[Any]:
     """Where a page begins, from the token that the page before it ended with. Raises Refused if it is none of ours."""
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         values = json.loads(token)
-        if isinstance(values, list) and len(values) == count and all(isinstance(v, int | str) for v in values):
+        if isinstance(values, list) and len(values) == count and all(map(_is_storable, values)):
             return values
     raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "The continuation token is not one that this scheduler has given.")
+
+
+def _is_storable(value: Any) -> bool:
+    """Whether SQLite can compare a column with it."""
+    if isinstance(value, str):
+        value.encode()  # raises ValueError if it holds half a character
+        return True
+    return isinstance(value, int) and abs(value) < 2**63
 
 
 def _make_private(path: Path) -> None:
@@ -431,7 +458,7 @@ def _make_private(path: Path) -> None:
 
 
 @contextmanager
-def _explained(path: str) -> Iterator[None]:
+def explained(path: str) -> Iterator[None]:
     """Turn what SQLite and the system say into one line that helps."""
     try:
         yield
@@ -453,6 +480,10 @@ _MEANINGS = {
     "Permission denied": "it may not be read or written. Change the permissions, or choose another file.",
     "Read-only file system": "it cannot be written: the file system is read-only. Choose another file.",
     "No such file": "its folder does not exist.",
+    "Not a directory": "what should be its folder is a file.",
+    "No space left": "the disk is full. Make room, or choose another file.",
+    "File too large": "the disk is full. Make room, or choose another file.",
+    "Could not decode": "it is damaged. Move it away to begin anew, or take a copy of before.",
     "Is a directory": "it is a folder. Name a file.",
     "locked": "another program is using it. Stop that one, or choose another file.",
 }
