@@ -1,0 +1,319 @@
+"""The scheduler is killed at random moments while a sample runs: nothing is lost, and nothing happens twice.
+
+Scheduler, worker and client are real processes. A run with kills has to leave what a run without leaves: the same on
+the client's screen, the same conversations and orchestrations in the scheduler, the same files.
+
+KILLS=100 makes 100 runs or a few more, the same number for each sample. To see a line for each:
+
+    KILLS=100 python -m pytest tests/test_scheduler_kills.py -n 0 -s
+
+KILLS_SEED repeats the choices of an earlier run. The moments are seconds of a real clock: what a kill hits
+may differ.
+"""
+
+import math
+import os
+import random
+import re
+import shutil
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from agent_framework_durabletask import DurableAgentState
+from conftest import Process, Sample, Start, eventually
+from durabletask.client import EntityQuery, OrchestrationStatus
+from durabletask.history import TaskCompletedEvent
+from orchestrations import complaints, scheduler_client
+from scripted_model import ScriptedModel
+from test_03_streaming import RedisServer, shown
+from test_outage import StoredScheduler, lines_about_the_scheduler
+
+from local_services.redis_server import redis_program
+
+
+@dataclass(frozen=True)
+class Case:
+    """A sample, and what one run of its client without arguments leaves."""
+
+    number: str
+    turns: dict[str, list[int]]  # by agent: the length of each of its conversations
+    files: tuple[str, ...] = ()
+
+
+CASES = [
+    Case("01", {"joker": [2]}),
+    Case("02", {"chemistagent": [2], "physicistagent": [2], "routeragent": [5]}),
+    Case("03", {"travelplanner": [1]}),
+    Case("04", {"writeragent": [2]}),
+    Case("05", {"chemistagent": [1], "physicistagent": [1]}),
+    Case("06", {"emailassistantagent": [1], "spamdetectionagent": [1, 1]}, ("outbox/ID.eml", "spam/ID.eml")),
+    Case("07", {"writeragent": [1, 1]}, ("published/ID.md",)),
+]
+RUNS = math.ceil(int(os.environ.get("KILLS") or 1) / len(CASES))  # of each sample
+MODEL_SECONDS = 0.1
+
+# client.py, from the moment at which it has reached the scheduler: before that, it does not wait for one.
+CLIENT = """
+import client, support
+support.scheduler_client().close()
+input("Ready\\n")
+support.run(client.main)
+"""
+
+# What differs from run to run, and in what words to compare it.
+VARYING = [
+    (r"\b(report|prize)-[0-9a-f]{6}\b|\b[0-9a-f]{32}\b", "ID"),
+    (r"(\d{4}-\d\d-\d\d|\w{3}, \d+ \w{3} \d{4}) \d\d:\d\d:\d\d|\(\d+ \w+ left\)", "TIME"),
+]
+
+# Events of which a history has the same number in every run. (Turns, and a notice that nobody waits for, differ.)
+COUNTED = ["EntityOperationCalledEvent", "EntityOperationCompletedEvent", "EventRaisedEvent", "TaskScheduledEvent"]
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a run has left, in words that do not differ from run to run."""
+
+    output: str
+    conversations: list[tuple[str, list[str]]]
+    orchestrations: list[dict[str, int]]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """How it went: how long it took, how often the model was asked, how many kills came before the client's end."""
+
+    seconds: float
+    requests: int
+    kills: int
+    left: Left
+
+
+@dataclass(frozen=True)
+class Kill:
+    """All in seconds."""
+
+    after: float  # since the run began, or the scheduler was ready again
+    away: float  # until it is started again
+    starting: float  # until it is killed a second time, while it starts; 0: it is not
+
+    @property
+    def count(self) -> int:
+        return 2 if self.starting else 1
+
+    def __str__(self) -> str:
+        return f"{self.after:.2f} away {self.away:.2f}" + (f" again {self.starting:.2f}" if self.starting else "")
+
+
+def plan(choices: random.Random, usual: float) -> list[Kill]:
+    """One to three kills of a run that usually takes this long."""
+    moments = sorted(choices.uniform(0, 1.1 * usual) for _ in range(choices.randint(1, 3)))
+    return [
+        Kill(
+            after=moment - before,
+            away=choices.choice([0.0, 0.0, choices.uniform(0, 2)]),
+            starting=choices.choice([0.0, 0.0, 0.0, choices.uniform(0, 0.3)]),
+        )
+        for before, moment in zip([0.0, *moments], moments, strict=False)
+    ]
+
+
+class KilledScheduler(StoredScheduler):
+    """Keeps all its lives, to look at what they have said."""
+
+    def __init__(self, start: Start, file: Path) -> None:
+        self.lives: list[Process] = []
+        self._command: tuple[str | Path, ...] = ()
+
+        def start_one(*command: str | Path) -> Process:
+            self._command = command
+            self.lives.append(start(*command))
+            return self.lives[-1]
+
+        super().__init__(start_one, file)
+
+    def suffer(self, kill: Kill) -> None:
+        """Be killed, and started again."""
+        self.kill()
+        time.sleep(kill.away)
+        if kill.starting:
+            again = self._start_program(*self._command)
+            time.sleep(kill.starting)
+            again.kill()
+        self.start()
+
+
+class Runs:
+    """One worker of a sample, and its clients, one after another; first an undisturbed one, to compare with."""
+
+    def __init__(
+        self, case: Case, sample: Sample, scheduler: KilledScheduler, model: ScriptedModel, folder: Path
+    ) -> None:
+        self._sample, self._scheduler, self._model, self._folder = sample, scheduler, model, folder
+        folders = {"EMAIL_DIRECTORY": str(folder), "CONTENT_DIRECTORY": str(folder)}
+        sample.settings |= {"ENDPOINT": scheduler.address, **folders}
+        self._conversations: dict[str, list[str]] = {}  # of the runs so far
+        self._orchestrations: dict[str, dict[str, int]] = {}
+        self._kills = 0
+        self._clients = [self._start_client() for _ in range(2)]  # while the worker starts: saves a second
+        self.worker = sample.start_worker()
+        self.usual = self._run([])
+        assert turns(self.usual.left) == case.turns
+        assert tuple(sorted(self.usual.left.files)) == case.files
+
+    def run(self, kills: list[Kill]) -> list[float]:
+        """Run the client while the scheduler suffers these kills; one that finds the client at its end is the last.
+
+        Gives the seconds that were lost for each kill, if any came before the end.
+        """
+        print(f"killed after {', '.join(map(str, kills))}", end="; ", flush=True)
+        run = self._run(kills)
+        assert run.left == self.usual.left
+        print(f"took {run.seconds:.2f} s, usually {self.usual.seconds:.2f}", end="; ")
+        print(f"model asked {run.requests}x, usually {self.usual.requests}x", end="; ")
+        if not run.kills:
+            print("no kill came in time", flush=True)
+            return []
+        lost = (run.seconds - self.usual.seconds) / run.kills
+        print(f"lost {lost:.2f} s for each of {run.kills} kills", flush=True)
+        return [lost]
+
+    def end(self) -> None:
+        """All is as the runs have left it, and nothing has come since. Nobody has anything to complain of."""
+        assert self._stored() == (self._conversations, self._orchestrations)
+        assert not self._files()
+        self.worker.kill()
+        self._check_stderr(self.worker)
+        self._scheduler.kill()
+        assert "".join(life.errors for life in self._scheduler.lives) == ""
+
+    def _start_client(self) -> Process:
+        return self._sample.start_client(CLIENT, program="-c")
+
+    def _run(self, kills: list[Kill]) -> Run:
+        asked, in_time = len(self._model.requests), 0
+        client = self._clients.pop() if self._clients else self._start_client()
+        client.wait_for("Ready\n")
+        with ThreadPoolExecutor() as pool:
+            began = time.monotonic()
+            ending = pool.submit(lambda: (client.wait(), time.monotonic() - began))
+            assert client.popen.stdin
+            client.popen.stdin.write("\n")
+            client.popen.stdin.flush()
+            for kill in kills:
+                time.sleep(kill.after)
+                over = ending.done()
+                in_time += 0 if over else kill.count
+                self._kills += kill.count
+                self._scheduler.suffer(kill)
+                if over:
+                    break
+            code, seconds = ending.result()
+        assert code == 0, f"{client.output}\n{client.errors}"
+        self._check_stderr(client)
+        self._check_stderr(self.worker)
+        return Run(seconds, len(self._model.requests) - asked, in_time, self._left_by(client))
+
+    def _check_stderr(self, process: Process) -> None:
+        """It says no more than that the scheduler is away, and is back."""
+        eventually(lambda: len(lines_about_the_scheduler(process)) % 2 == 0, "it says that the scheduler is back", 10)
+        lines = lines_about_the_scheduler(process)
+        assert len(lines) == complaints(process).count("\n"), process.errors
+        assert lines == ["is unreachable", "is back"] * (len(lines) // 2)
+        assert len(lines) <= 2 * self._kills
+
+    def _left_by(self, client: Process) -> Left:
+        conversations, orchestrations = self._stored()
+        new = sorted(
+            (name.partition("@")[0], texts) for name, texts in conversations.items() if name not in self._conversations
+        )
+        ended = [events for name, events in orchestrations.items() if name not in self._orchestrations]
+        self._conversations, self._orchestrations = conversations, orchestrations
+        files = self._files()
+        shutil.rmtree(self._folder, ignore_errors=True)  # a file that comes later is one too many in the next run
+        output = shown(client) if self._sample.folder.name.startswith("03") else client.output
+        return Left(in_comparable_words(output), new, sorted(ended, key=str), files)
+
+    def _stored(self) -> tuple[dict[str, list[str]], dict[str, dict[str, int]]]:
+        """All conversations: their questions and answers; and all orchestrations: how many events of which kind."""
+        with scheduler_client(self._sample) as client:
+            conversations = {
+                f"{entity.id.entity.removeprefix('dafx-')}@{entity.id.key}": texts_of(str(entity.get_state()))
+                for entity in client.get_all_entities(EntityQuery(include_state=True))
+            }
+            orchestrations = {}
+            for state in client.get_all_orchestration_states():
+                assert state.runtime_status is OrchestrationStatus.COMPLETED, state
+                history = client.get_orchestration_history(state.instance_id)
+                completed = [event.task_scheduled_id for event in history if isinstance(event, TaskCompletedEvent)]
+                assert len(completed) == len(set(completed)), history
+                kinds = Counter(type(event).__name__ for event in history)
+                orchestrations[state.instance_id] = {kind: kinds[kind] for kind in COUNTED}
+        return conversations, orchestrations
+
+    def _files(self) -> dict[str, str]:
+        """What the activities have written, with unfinished files if there are any."""
+        files = [path for path in self._folder.rglob("*") if path.is_file()]
+        return {
+            in_comparable_words(path.relative_to(self._folder).as_posix()): in_comparable_words(path.read_text("utf-8"))
+            for path in files
+        }
+
+
+def texts_of(state: str) -> list[str]:
+    """The questions and answers of a stored conversation, each question with one answer."""
+    entries = DurableAgentState.from_json(state).data.conversation_history
+    kinds = [str(entry.json_type.value) for entry in entries]
+    assert kinds == ["request", "response"] * (len(entries) // 2)
+    questions, answers = entries[::2], entries[1::2]
+    ids = [entry.correlation_id for entry in questions]
+    assert ids == [entry.correlation_id for entry in answers]
+    assert len(ids) == len(set(ids))
+    return [in_comparable_words("".join(message.text for message in entry.messages)) for entry in entries]
+
+
+def turns(left: Left) -> dict[str, list[int]]:
+    """By agent: the length of each conversation."""
+    found: dict[str, list[int]] = {}
+    for agent, texts in left.conversations:
+        assert all(texts)
+        found.setdefault(agent, []).append(len(texts) // 2)
+    return found
+
+
+def in_comparable_words(text: str) -> str:
+    for pattern, word in VARYING:
+        text = re.sub(pattern, word, text)
+    return text
+
+
+@pytest.mark.timeout(120 + 60 * RUNS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.number)
+def test_a_run_with_kills_leaves_what_one_without_leaves(
+    case: Case, sample: Callable[[str], Sample], start: Start, model: ScriptedModel, tmp_path: Path
+) -> None:
+    seed = int(os.environ.get("KILLS_SEED") or time.time_ns() % 10**6)
+    print(f"\nKILLS_SEED={seed} sample {case.number}", flush=True)
+    choices = random.Random(f"{seed} {case.number}")  # noqa: S311
+    model.delay, model.token_delay = MODEL_SECONDS, 0.001
+    one = sample(case.number)
+    if case.number == "03":
+        if not redis_program():
+            pytest.skip("needs a real redis-server")
+        one.settings["REDIS_CONNECTION_STRING"] = RedisServer(start).address
+    scheduler = KilledScheduler(start, tmp_path / "state.db")
+    runs = Runs(case, one, scheduler, model, tmp_path.resolve() / "effects")
+    lost = []
+    for number in range(1, RUNS + 1):
+        print(f"{case.number} run {number} of {RUNS}", end=": ")
+        lost += runs.run(plan(choices, runs.usual.seconds))
+    runs.end()
+    if lost:
+        print(f"{case.number}: {RUNS} runs, median lost {statistics.median(lost):.2f} s a kill")
