@@ -127,7 +127,10 @@ class Server:
         event = self._queue.poll(until)
         if event.completion_type == cygrpc.CompletionType.queue_timeout:
             return False
-        event.tag(event)
+        try:
+            event.tag(event)
+        except Exception as error:  # of one call; the others go on
+            traceback.print_exception(error)
         return True
 
     def _request_call(self) -> None:

@@ -108,10 +108,11 @@ class Scheduler:
     def run(self, stopped: StopOrder) -> None:
         """Serve until told to stop, then close the store."""
         while not stopped.given:
-            now = time.time()
-            if now >= self._next_tick or self._purges:
+            pause = min(self._next_tick - time.monotonic(), LONGEST_PAUSE)
+            if pause <= 0:
                 self._tick()
-            self._server.handle_next(min(self._next_tick, now + LONGEST_PAUSE) if not self._purges else now)
+                pause = 0
+            self._server.handle_next(time.time() + pause)
         self._store.close()
 
     def _methods(self) -> dict[str, tuple[Any, Handler]]:
@@ -187,9 +188,7 @@ class Scheduler:
             for entity_id in (*changes.entities, *changes.removed_entities):
                 for look in self._looks.pop((name, entity_id), ()):
                     look.call.answer(hub.entities.get(look.request))
-        due = hub.next_due()
-        if due is not None:
-            self._next_tick = min(self._next_tick, due / 1_000_000)
+        self._tick_at(hub.next_due())
         if refused:
             raise refused
         return answer
@@ -262,11 +261,17 @@ class Scheduler:
                 stream.call.send(pb.WorkItem(healthPing=pb.HealthPing()))
         if self._purges:
             self._purge_some(*self._purges.popleft())
-        dues = [due / 1_000_000 for hub in self._hubs.values() if (due := hub.next_due()) is not None]
-        if self._looking:
-            dues.append(time.time() + self._looking[0].until - seconds)
-        self._next_tick = min(dues, default=now / 1_000_000 + 1)
-        self._next_tick = min(max(self._next_tick, now / 1_000_000 + 0.001), now / 1_000_000 + 1)
+        self._next_tick = min(self._looking[0].until if self._looking else seconds + 1, seconds + 1)
+        if self._purges:
+            self._next_tick = seconds
+        for hub in self._hubs.values():
+            self._tick_at(hub.next_due())
+
+    def _tick_at(self, due: int | None) -> None:
+        """Tick at this time of the clock at the latest, in microseconds since 1970."""
+        if due is not None:
+            pause = max(0.001, (due - _now()) / 1_000_000)  # what failed just now is not tried in a tight loop
+            self._next_tick = min(self._next_tick, time.monotonic() + pause)
 
     # Waiting clients -------------------------------------------------------------------------------------------
 
@@ -303,7 +308,7 @@ class Scheduler:
         look = _Look((hub, request.instanceId), request, call, time.monotonic() + LOOK_SECONDS)
         self._looks.setdefault(look.key, []).append(look)
         self._looking.append(look)
-        self._next_tick = min(self._next_tick, time.time() + LOOK_SECONDS)
+        self._next_tick = min(self._next_tick, look.until)
         return None
 
     def _end_look(self, look: _Look) -> None:
@@ -383,6 +388,7 @@ class Scheduler:
                 call.answer(response)
             else:
                 self._purges.append((request, call, until, response.deletedInstanceCount))
+                self._next_tick = 0.0
 
         _refusing(purge)(request, call)
 
