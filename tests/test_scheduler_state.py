@@ -25,7 +25,7 @@ from durabletask.client import OrchestrationState, TaskHubGrpcClient
 from durabletask.entities import DurableEntity, EntityInstanceId
 from google.protobuf.wrappers_pb2 import StringValue
 from raw_scheduler import RawScheduler, StoredScheduler
-from task_hub import BEGINNING, SECOND, TaskHub, create_timer, finish, new_events
+from task_hub import BEGINNING, SECOND, TaskHub, create_timer, finish, lock, new_events
 from test_scheduler import connect, echo, finished, worker
 
 from local_services.scheduler.store import VERSION
@@ -401,6 +401,19 @@ def test_an_overdue_timer_fires_once_after_several_restarts(path: str, tmp_path:
     assert hub.history("one").count("timerFired") == 1
 
 
+def test_a_lock_that_nobody_waits_for_opens_when_its_owner_ends_after_a_restart(tmp_path: Path) -> None:
+    hub = TaskHub(str(tmp_path / "state.db"))
+    hub.start("o", "owner")
+    hub.complete(hub.connect().take(), lock(1, "section", "@e@1", "@e@2"))
+    hub.restart()
+    hub.call("TerminateInstance", pb.TerminateRequest(instanceId="owner"))
+    worker = hub.connect()
+    hub.signal("@e@1")
+    hub.signal("@e@2")
+    hub.sleep(2)
+    assert len(worker.items) == 2
+
+
 # Files that cannot be used ----------------------------------------------------------------------------------------
 
 
@@ -507,17 +520,21 @@ def obedient() -> list[str]:
     return ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 
 
-@pytest.mark.parametrize("how", ["truncated", "zeros in the middle", "noise in the middle"])
+@pytest.mark.parametrize("how", ["truncated", "zeros in the middle", "noise in the middle", "noise in a record"])
 def test_a_damaged_file_is_said_and_left_as_it_is(how: str, start: Start, state: Path) -> None:
     scheduler = used(start, state)
     scheduler.process.stop()
     size = state.stat().st_size
-    with state.open("r+b") as file:
-        if how == "truncated":
-            file.truncate(size // 2)
-        else:
-            file.seek(4096 * 2)
-            file.write(bytes(size - 4096 * 2) if "zeros" in how else b"\xa5" * (size - 4096 * 2))
+    if how == "noise in a record":
+        with closing(sqlite3.connect(state)) as file:
+            file.execute("UPDATE messages SET event = x'a5a5a5a5a5'")
+            file.commit()
+    else:
+        with state.open("r+b") as file:
+            file.truncate(size // 2 if how == "truncated" else 4096 * 2)
+            if how != "truncated":
+                file.seek(4096 * 2)
+                file.write((b"\0" if "zeros" in how else b"\xa5") * (size - 4096 * 2))
     before = state.read_bytes()
     process = scheduler.begin("--port", "0")
     eventually(lambda: process.popen.poll() is not None or "ready" in process.output, "it has started, or not")
@@ -528,8 +545,12 @@ def test_a_damaged_file_is_said_and_left_as_it_is(how: str, start: Start, state:
         process.stop()
         assert "Traceback" not in process.errors
     else:
-        refusal(process, str(state), "damaged")
-    assert state.read_bytes()[: len(before)] == before
+        refusal(process, "damaged")
+    if how == "noise in a record":
+        with closing(sqlite3.connect(state)) as file:
+            assert file.execute("SELECT count(*) FROM messages").fetchone() == (50,)
+    else:
+        assert state.read_bytes()[: len(before)] == before
 
 
 def refused(call: Callable[[int], Any]) -> Any:

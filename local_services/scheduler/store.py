@@ -415,7 +415,7 @@ def _parsed(kind: Any, stored: bytes | None) -> Any:
     try:
         return None if stored is None else kind.FromString(stored)
     except (DecodeError, TypeError) as error:
-        raise StateUnusable(f"The state: {_MEANINGS['malformed']}") from error
+        raise StateUnusable(f"The state file: {_MEANINGS['malformed']}") from error
 
 
 def _status_and_time(
