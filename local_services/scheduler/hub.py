@@ -13,6 +13,7 @@ import durabletask.internal.orchestrator_service_pb2 as pb
 from local_services.scheduler.entities import Entities
 from local_services.scheduler.orchestrations import Orchestrations
 from local_services.scheduler.records import Changes, Message, Record, Records, timestamp
+from local_services.scheduler.steps import Steps
 from local_services.scheduler.work import Work
 
 REMEMBER_ANSWERS = 3600 * 1_000_000
@@ -54,6 +55,7 @@ class Hub:
         self.next_id = lambda: next(ids)
         self.work = Work(self, nonce)
         self.orchestrations = Orchestrations(self)
+        self.steps = Steps(self)
         self.entities = Entities(self)
         self._schedule: list[tuple[int, int, Message | Record]] = []  # when, number, what: a heap
         self._scheduled: dict[int, Message] = {}  # messages to come; those taken back are still in the heap

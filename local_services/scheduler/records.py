@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import durabletask.internal.orchestrator_service_pb2 as pb
 import grpc
@@ -269,3 +269,25 @@ class Records(Protocol):
     def answer(self, request_id: str) -> bytes | None:
         """What a request was answered, if it was made before."""
         ...
+
+
+def in_order(orchestration: Orchestration) -> list[Message]:
+    """What has arrived, with the start first: the SDK does not take an event that comes before it, of a delayed one."""
+    return sorted(orchestration.inbox, key=lambda message: not message.event.HasField("executionStarted"))
+
+
+def optional(message: Any, field: str) -> Any:
+    """The field, or None if it is not set."""
+    return getattr(message, field) if message.HasField(field) else None
+
+
+def text(message: Any, field: str) -> str | None:
+    """The text of a field, or None if it is not set."""
+    return getattr(message, field).value if message.HasField(field) else None
+
+
+def copy(source: Any, target: Any, *fields: str) -> None:
+    """Copy the fields that are set."""
+    for name in fields:
+        if (value := optional(source, name)) is not None:
+            getattr(target, name).CopyFrom(value)

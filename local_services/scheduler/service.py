@@ -8,7 +8,7 @@ import time
 import traceback
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -21,7 +21,7 @@ from google.protobuf.empty_pb2 import Empty
 from local_services.scheduler.entities import metadata
 from local_services.scheduler.hub import REMEMBER_ANSWERS, Hub, request_id_of
 from local_services.scheduler.limits import RECEIVE_LIMIT, check_text
-from local_services.scheduler.orchestrations import chunks_of, state
+from local_services.scheduler.orchestrations import state
 from local_services.scheduler.records import FINISHED, PENDING, Orchestration, Refused
 from local_services.scheduler.server import Call, Handler, Server
 from local_services.scheduler.store import StateUnusable, Store
@@ -42,6 +42,7 @@ OPTIONS = [
     # A peer that does not answer a ping within this time is gone, or frozen: what it has goes to others.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # without it, 60 seconds count, whatever the line above says
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # And it may ping as often itself, without being sent away for it.
@@ -370,7 +371,7 @@ class Scheduler:
             text = f"There is no orchestration with instance id '{request.instanceId}', or not of this execution."
             raise Refused(grpc.StatusCode.NOT_FOUND, text)
         call.keep(lambda: None)
-        for chunk in chunks_of(found[1], CHUNK_BYTES):
+        for chunk in _chunks_of(found[1], CHUNK_BYTES):
             call.send(chunk)
         call.finish()
 
@@ -436,3 +437,16 @@ def _refusing(handler: Handler) -> Handler:
 def _unimplemented(method: str) -> Handler:
     text = f"The local scheduler does not implement {method}."
     return lambda _, call: call.refuse(grpc.StatusCode.UNIMPLEMENTED, text)
+
+
+def _chunks_of(events: Iterable[pb.HistoryEvent], limit: int) -> Iterator[pb.HistoryChunk]:
+    """A history in parts that a client with default options can receive: each about `limit` bytes, or one event."""
+    chunk, size = pb.HistoryChunk(), 0
+    for event in events:
+        if size and size + event.ByteSize() > limit:
+            yield chunk
+            chunk, size = pb.HistoryChunk(), 0
+        chunk.events.append(event)
+        size += event.ByteSize()
+    if size:
+        yield chunk

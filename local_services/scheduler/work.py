@@ -204,9 +204,10 @@ class Work:
                 self._hub.entities.fill(item.entityRequest, record, delivery)
                 if not delivery.messages:
                     return None
-                delivery.token += f"/{len(delivery.messages)}/{delivery.messages[-1].id}/{record.id}"
+                last = delivery.messages[-1].id
+                delivery.token += f"/{len(delivery.messages)}/{last}/{_state_of(record)}/{record.id}"
             case Orchestration():
-                self._hub.orchestrations.fill(item.orchestratorRequest, record, delivery)
+                self._hub.steps.fill(item.orchestratorRequest, record, delivery)
                 if not delivery.events:
                     return None
         if (size := item.ByteSize()) > MESSAGE_LIMIT:
@@ -234,7 +235,7 @@ class Work:
                 raise Refused(grpc.StatusCode.UNIMPLEMENTED, "CompleteOrchestratorTask in parts is not implemented.")
             self._done(delivery)
             delivery.worker.versions.add(delivery.record.group[2])
-            self._hub.orchestrations.complete(delivery.record, request, delivery)
+            self._hub.steps.complete(delivery.record, request, delivery)
         return pb.CompleteTaskResponse()
 
     def complete_activity(self, request: pb.ActivityResponse) -> pb.CompleteTaskResponse:
@@ -305,22 +306,23 @@ class Work:
     def _recover(self, token: str, kind: Kind) -> None:
         """Accept a token of before a restart, if its work is still to be done, and the very same.
 
-        The token itself says what the work was: an activity, or so many operations up to this one. What was handed out
-        again does not count then.
+        The token itself says what the work was: an activity, or so many operations up to this one, on this state. What
+        was handed out again does not count then.
         """
         nonce, _, rest = token.partition("/")
         if nonce == self._nonce or not rest:
             return
         record: Activity | Entity | None = None
         messages: list[Message] = []
-        match kind, *rest.split("/", 3)[1:]:
+        match kind, *rest.split("/", 4)[1:]:
             case "activity", number:
                 found = (activities.get(int(number)) for activities in self._activities.values() if number.isdecimal())
                 record = next((activity for activity in found if activity), None)
-            case "entity", number, last, entity_id if number.isdecimal():
+            case "entity", number, last, state, entity_id if number.isdecimal():
                 record = self._hub.entities.busy(entity_id)
                 messages = self._hub.entities.ready(record)[: int(number)] if record else []
-                if not messages or (str(len(messages)), str(messages[-1].id)) != (number, last):
+                found = [len(messages), messages[-1].id, _state_of(record)] if record and messages else []
+                if [number, last, state] != list(map(str, found)):
                     record = None
         if record is not None:
             self.withdraw(record)
@@ -393,6 +395,11 @@ def _versions(filters: Iterable[Any]) -> dict[str, frozenset[str]]:
         so_far = versions.get(item.name, frozenset(item.versions))
         versions[item.name] = so_far | frozenset(item.versions) if so_far and item.versions else frozenset()
     return versions
+
+
+def _state_of(entity: Entity) -> int:
+    """Differs for each state that an entity has had."""
+    return entity.modified if entity.state is not None else 0
 
 
 def _may_be_a_version_rejection(delivery: Delivery) -> bool:
