@@ -32,6 +32,10 @@ class RawScheduler:
         metadata = [("taskhub", self.hub)] + ([("x-request-id", request_id)] if request_id else [])
         return getattr(self._stub, method)(request, metadata=metadata, timeout=timeout, wait_for_ready=True)
 
+    def call_later(self, method: str, request: Any) -> grpc.Future:
+        """The answer of a call that may take long."""
+        return getattr(self._stub, method).future(request, metadata=[("taskhub", self.hub)])
+
     def work(self, **request: Any) -> "WorkStream":
         """A worker's stream."""
         return WorkStream(self.call("GetWorkItems", pb.GetWorkItemsRequest(**request), timeout=None))

@@ -1,12 +1,23 @@
 """Work that fails to come back: abandoned, lost with its worker, answered wrongly, or waited for by nobody."""
 
 import json
+import signal
+import sys
+import threading
+import time
 from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import durabletask.internal.orchestrator_service_pb2 as pb
 import grpc
 import pytest
+from conftest import Process, Start, clean_environment, eventually
+from durabletask import history, task
+from durabletask.entities import EntityInstanceId
+from raw_scheduler import RawScheduler
 from task_hub import (
     BEGINNING,
     SECOND,
@@ -18,8 +29,13 @@ from task_hub import (
     finish,
     new_events,
 )
+from test_scheduler import connect, echo, finished, worker
+from wires import Wire
 
 from local_services.scheduler.records import Refused
+from local_services.scheduler.service import Scheduler
+from local_services.scheduler.store import Store
+from local_services.service import StopOrder
 
 PAUSES = [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0, 30.0]
 
@@ -452,3 +468,192 @@ def test_a_failure_as_long_as_a_book_can_still_be_read(hub: TaskHub) -> None:
     assert item.ByteSize() < 1_000_000
     hub.complete(item, finish())
     assert hub.status(caller) == "COMPLETED"
+
+
+# Real processes ---------------------------------------------------------------------------------------------------
+
+
+class Durable:
+    """Workers whose steps wait at a gate, and what they have begun; see durable_program.py."""
+
+    def __init__(self, start: Start, address: str, hub: str, folder: Path) -> None:
+        self._effects, self._gate = folder / "effects", folder / "gate"
+        self._effects.touch()
+        env = clean_environment(EFFECTS=str(self._effects), GATE=str(self._gate))
+        program = Path(__file__).with_name("durable_program.py")
+        self._start = lambda: start(sys.executable, program, address, hub, env=env)
+
+    def start(self) -> Process:
+        process = self._start()
+        process.wait_for("Worker ready")
+        return process
+
+    def begun(self, step: str) -> int:
+        return self._effects.read_text().splitlines().count(step)
+
+    def open_gate(self) -> None:
+        self._gate.touch()
+
+
+def test_fifteen_kills_during_one_turn_are_no_failure(start: Start, scheduler: str, tmp_path: Path) -> None:
+    durable = Durable(start, scheduler, "kills", tmp_path)
+    with connect(scheduler, "kills") as client, RawScheduler(scheduler, "kills") as raw:
+        client.signal_entity(EntityInstanceId("counter", "one"), "add", 1)
+        instance = client.schedule_new_orchestration("call_activity", input="word")
+        for number in range(15):
+            worker = durable.start()
+            eventually(
+                lambda number=number: (durable.begun("entity 1"), durable.begun("activity word")) == (number + 1,) * 2,
+                "both have begun again",
+            )
+            worker.kill()
+        durable.open_gate()
+        durable.start()
+        assert finished(client, instance).serialized_output == '"WORD"'
+        eventually(lambda: (raw.entity("@counter@one") or pb.EntityMetadata()).serializedState.value == "1", "counted")
+        assert (durable.begun("entity 1"), durable.begun("activity word")) == (16, 16)
+
+
+def test_what_no_worker_can_send_fails_with_the_reason_and_is_not_tried_all_the_time(start: Start) -> None:
+    """The failure of this orchestration holds half a character, which no gRPC message can carry."""
+    ten_minutes_are_three_seconds = "work.ABANDONED_FOR, work.LONGEST_PAUSE = 3_000_000, 400_000"
+    begun: list[str] = []
+
+    def poisonous(_: task.OrchestrationContext, name: str) -> None:
+        begun.append(name)
+        raise ValueError("half a character: \ud83d")
+
+    def poisonous_activity(_: task.ActivityContext, name: str) -> str:
+        begun.append(name)
+        raise ValueError("half a character: \ud83d")
+
+    def caller(context: task.OrchestrationContext, name: str) -> Any:
+        yield context.call_activity(poisonous_activity, input=name)
+
+    process = start(
+        sys.executable,
+        "-c",
+        f"import sys; from local_services.scheduler import __main__, work; {ten_minutes_are_three_seconds}; "
+        "sys.argv[1:] = ['--port', '0']; __main__.main()",
+    )
+    address = process.wait_for(r"ready: (\S+)")[1]
+    with connect(address, "poison") as client, worker(address, "poison", poisonous, caller, poisonous_activity, echo):
+        for orchestrator in ("poisonous", "caller"):
+            began = time.monotonic()
+            instance = client.schedule_new_orchestration(orchestrator, input=orchestrator)
+            assert finished(client, client.schedule_new_orchestration("echo", input="fine")).serialized_output
+            state = finished(client, instance)
+            assert state.runtime_status.name == "FAILED"
+            assert state.failure_details
+            assert "Its workers abandoned it" in state.failure_details.message
+            assert 3 < time.monotonic() - began < 20
+            assert 10 <= begun.count(orchestrator) < 20
+    assert process.errors == ""
+
+
+@pytest.mark.parametrize("how", ["frozen", "silent"])
+def test_a_worker_that_says_nothing_any_more_loses_its_work_to_another(
+    how: str, start: Start, scheduler: str, tmp_path: Path
+) -> None:
+    hub = f"quiet-{how}"
+    durable = Durable(start, scheduler, hub, tmp_path)
+    wire = Wire(scheduler)
+    quiet = Durable(start, wire.address, hub, tmp_path).start()
+    with connect(scheduler, hub) as client:
+        instances = [client.schedule_new_orchestration("call_activity", input="before") for _ in range(3)]
+        eventually(lambda: durable.begun("activity before") == 3, "it has begun them")
+        able = durable.start()
+        if how == "frozen":
+            quiet.signal(signal.SIGSTOP)
+        else:
+            wire.silence()
+        durable.open_gate()
+        instances += [client.schedule_new_orchestration("call_activity", input="after") for _ in range(6)]
+        began = time.monotonic()
+        for instance in instances:
+            state = finished(client, instance)
+            assert state.serialized_output in ('"BEFORE"', '"AFTER"')
+        assert time.monotonic() - began < 40
+        assert durable.begun("activity before") == 6, "the other has begun them again"
+        if how == "frozen":
+            quiet.signal(signal.SIGCONT)
+            able.kill()
+            again = [client.schedule_new_orchestration("call_activity", input="again") for _ in range(3)]
+            assert {finished(client, instance).serialized_output for instance in again} == {'"AGAIN"'}
+        for instance in instances:
+            events = client.get_orchestration_history(instance)
+            assert sum(isinstance(event, history.TaskCompletedEvent) for event in events) == 1
+    wire.close()
+
+
+def test_waiting_timers_and_clients_hold_no_thread(start: Start) -> None:
+    def threads() -> int:
+        return len(list(Path(f"/proc/{process.popen.pid}/task").iterdir()))
+
+    def sleep(context: task.OrchestrationContext, _: Any) -> Any:
+        yield context.create_timer(timedelta(hours=1))
+
+    process = start(sys.executable, "-m", "local_services.scheduler", "--port", "0")
+    address = process.wait_for(r"ready: (\S+)")[1]
+    with connect(address, "timers") as client, RawScheduler(address, "timers") as raw:
+        with worker(address, "timers", sleep, echo):
+            finished(client, client.schedule_new_orchestration("echo", input="warm"))
+            before = threads()
+            for number in range(300):
+                client.schedule_new_orchestration("sleep", instance_id=f"sleep-{number}")
+            eventually(lambda: all(raw.status(f"sleep-{number}") == "RUNNING" for number in range(300)), "all wait")
+        waits = [
+            raw.call_later("WaitForInstanceCompletion", pb.GetInstanceRequest(instanceId=f"sleep-{number}"))
+            for number in range(300)
+        ]
+        assert raw.status("sleep-0") == "RUNNING"
+        assert threads() <= before + 5
+        for wait in waits:
+            wait.cancel()
+
+
+def test_callers_that_vanish_leave_nothing_behind() -> None:
+    scheduler, address, stop = in_this_process()
+    with RawScheduler(address, "hub") as raw:
+        raw.start("never", "one")
+        raw.call("SignalEntity", pb.SignalEntityRequest(instanceId="@e@1", name="run", requestId="1"))
+        calls = [
+            raw.call_later(method, request)
+            for _ in range(50)
+            for method, request in (
+                ("WaitForInstanceStart", pb.GetInstanceRequest(instanceId="one")),
+                ("WaitForInstanceCompletion", pb.GetInstanceRequest(instanceId="one")),
+                ("GetEntity", pb.GetEntityRequest(instanceId="@e@1")),
+            )
+        ]
+        streams = [raw.work(workItemFilters=pb.WorkItemFilters()) for _ in range(50)]
+        eventually(lambda: sum(map(len, scheduler._waits.values())) == 100, "all wait")
+        eventually(lambda: len(scheduler._streams) == 50, "all streams are there")
+        for call in calls:
+            call.cancel()
+        for stream in streams:
+            stream.end()
+        eventually(lambda: not (scheduler._waits or scheduler._looks or scheduler._looking), "nobody waits any more")
+        eventually(lambda: not scheduler._streams, "no stream is left")
+        assert raw.status("one") == "PENDING"
+    stop()
+
+
+def in_this_process() -> tuple[Scheduler, str, Callable[[], None]]:
+    """A scheduler whose insides can be looked at, its address, and what stops it."""
+    started: SimpleQueue[tuple[Scheduler, str]] = SimpleQueue()
+    order = StopOrder()
+
+    def run() -> None:
+        scheduler = Scheduler(Store(""))
+        started.put((scheduler, scheduler.start(0)))
+        scheduler.run(order)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        order.give()
+        thread.join(10)
+
+    return *started.get(timeout=10), stop
