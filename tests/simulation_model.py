@@ -372,7 +372,7 @@ class Model:
                     failed = response.HasField("failureDetails")
                     self._tell(instance, ("task", response.taskId, "failed" if failed else response.result.value))
             elif delivery:
-                self._batched(delivery.item.entityRequest.instanceId, response, delivery.operations)
+                self._batched(delivery.item.entityRequest, response, delivery.operations)
 
     def _stepped(self, instance: Instance, response: pb.OrchestratorResponse, delivery: Delivery) -> None:
         instance.seen = delivery.count
@@ -434,8 +434,12 @@ class Model:
                 return
         self._call(caller, call)
 
-    def _batched(self, entity: str, result: pb.EntityBatchResult, operations: list[Operation]) -> None:
-        thing = self.thing(entity)
+    def _batched(
+        self, request: pb.EntityBatchRequest, result: pb.EntityBatchResult, operations: list[Operation]
+    ) -> None:
+        entity, thing = request.instanceId, self.thing(request.instanceId)
+        state = json.loads(request.entityState.value) if request.HasField("entityState") else None
+        same(f"the state of {entity} on which the result is based", state, thing.state)
         failed = result.HasField("failureDetails")
         if not failed:
             operations = operations[: len(result.results)]
