@@ -30,7 +30,7 @@ HUB = "samples"
 def main() -> None:
     """Run samples, and take a picture of what the dashboard shows of each."""
     with Supervisor() as supervisor, tempfile.TemporaryDirectory() as effects:
-        services = supervisor.start_services(dict.fromkeys((SCHEDULER, MODEL, REDIS), 0))
+        services = supervisor.start_services(dict.fromkeys((SCHEDULER, MODEL, REDIS), 0), {})
         env = os.environ | {service.variable: address for service, address in services.items()} | OFFLINE_MODEL
         env |= {"TASKHUB": HUB, "CONTENT_DIRECTORY": effects, "EMAIL_DIRECTORY": effects}
         dashboard = supervisor.start_beside(DASHBOARD, 8082, env)

@@ -7,9 +7,11 @@ nothing else. A command of a kind that is not listed below fails the first test:
 import re
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -19,11 +21,13 @@ import yaml
 from collection import MARKDOWN, SAMPLES, closure, requirements
 from conftest import ROOT, Process, Sample, Start, clean_environment, eventually
 from playwright.sync_api import sync_playwright
+from raw_scheduler import RawScheduler
 from test_dashboard import CHROMIUM, CHROMIUM_OPTIONS
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LANGUAGES = {"bash", "text", "mermaid", "python", "powershell"}
-PROGRAMS = ("python ", "python3 ", "pip ", "docker ", "az ", "cp ", "kill ", ".venv/")  # commands within the text
+# Commands within the text.
+PROGRAMS = ("python ", "python3 ", "pip ", "docker ", "az ", "cp ", "kill ", "sqlite3 ", ".venv/")
 
 # The kinds of commands. The first are run as a README is followed, the rest by the tests that stand beside them.
 KINDS = {
@@ -39,6 +43,8 @@ KINDS = {
     "reset": r"python3 run\.py reset",  # test_run.py
     "files": r"python3 run\.py test( tests/\w+\.py)?|cp (-r )?\S+ \S+",  # test_the_files_in_commands_exist
     "dashboard": r"\.venv/bin/python -m local_services\.dashboard( --port \d+)?",  # test_dashboard.py
+    "scheduler": r"python -m local_services\.scheduler( --\w+ \S+)*",  # test_the_scheduler_alone
+    "sqlite": r"sqlite3 -readonly \.state/scheduler\.db .+",  # test_the_scheduler_alone
     "catalog": r"python3 run\.py",  # test_run.py
     "bench": r"python3 run\.py bench( .+)?",  # test_benchmarks.py
     # What needs an account or Docker is not run; test_blocks_are_well_formed reads it as bash does.
@@ -282,6 +288,20 @@ def test_the_services(run_py: Callable[..., Process], start: Start) -> None:
             assert model.wait() == 2
     for services in running:
         services.wait_for("Ctrl-C stops the services")
+
+
+def test_the_scheduler_alone(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "state.db"
+    (command,) = all_of("scheduler")
+    scheduler = start(sys.executable, *command.replace("8080", "0").replace("FILE", str(file)).split()[1:])
+    with RawScheduler(scheduler.wait_for(r"scheduler ready: (\S+)")[1], "hub") as raw:
+        raw.start("any")
+    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
+        for command in all_of("sqlite"):
+            database.execute(shlex.split(command)[-1])
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    page = (ROOT / "docs" / "local-scheduler.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \| ", page.partition("| table |")[2], re.MULTILINE)) == tables
 
 
 def test_the_files_in_commands_exist() -> None:
