@@ -17,20 +17,25 @@ import random
 import re
 import shutil
 import statistics
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import durabletask.internal.orchestrator_service_pb2 as pb
 import pytest
 from agent_framework_durabletask import DurableAgentState
 from conftest import Process, Sample, Start, eventually
 from durabletask.client import EntityQuery, OrchestrationStatus
 from durabletask.history import TaskCompletedEvent
 from orchestrations import complaints, scheduler_client
+from raw_scheduler import RawScheduler
 from scripted_model import ScriptedModel
+from task_hub import call_activity, finish
 from test_03_streaming import RedisServer, shown
 from test_outage import StoredScheduler, lines_about_the_scheduler
 
@@ -203,7 +208,7 @@ class Runs:
         client.wait_for("Ready\n")
         with ThreadPoolExecutor() as pool:
             began = time.monotonic()
-            ending = pool.submit(lambda: (client.wait(), time.monotonic() - began))
+            ending = pool.submit(lambda: (self._wait_for(client), time.monotonic() - began))
             assert client.popen.stdin
             client.popen.stdin.write("\n")
             client.popen.stdin.flush()
@@ -216,10 +221,18 @@ class Runs:
                 if over:
                     break
             code, seconds = ending.result()
-        assert code == 0, f"{client.output}\n{client.errors}"
+        assert code == 0, f"{client.output}\n{client.errors}\nworker:\n{self.worker.errors}"
         self._check_stderr(client)
         self._check_stderr(self.worker)
         return Run(seconds, len(self._model.requests) - asked, in_time, self._left_by(client))
+
+    def _wait_for(self, client: Process) -> int | None:
+        """The client's exit code; None if it hangs, and is killed."""
+        try:
+            return client.wait()
+        except subprocess.TimeoutExpired:
+            client.kill()
+            return None
 
     def _check_stderr(self, process: Process) -> None:
         """It says no more than that the scheduler is away, and is back."""
@@ -231,6 +244,8 @@ class Runs:
 
     def _left_by(self, client: Process) -> Left:
         conversations, orchestrations = self._stored()
+        assert self._conversations.items() <= conversations.items(), "what earlier runs have left has not changed"
+        assert self._orchestrations.items() <= orchestrations.items()
         new = sorted(
             (name.partition("@")[0], texts) for name, texts in conversations.items() if name not in self._conversations
         )
@@ -317,3 +332,49 @@ def test_a_run_with_kills_leaves_what_one_without_leaves(
     runs.end()
     if lost:
         print(f"{case.number}: {RUNS} runs, median lost {statistics.median(lost):.2f} s a kill")
+
+
+def test_a_workers_call_whose_answer_was_lost_may_be_repeated(scheduler: str, hub: str) -> None:
+    """The scheduler dies after it has stored a result, and before the worker knows: the result counts once."""
+    with RawScheduler(scheduler, hub) as raw:
+        stream = raw.work()
+
+        def take(kind: str) -> pb.WorkItem:
+            item = stream.take()
+            assert item.HasField(kind), item  # type: ignore[arg-type]
+            return item
+
+        def twice(method: str, request: Any) -> None:
+            for _ in range(2):
+                raw.call(method, request, method + request.completionToken)
+
+        def step_done(*actions: pb.OrchestratorAction) -> None:
+            token = take("orchestratorRequest").completionToken
+            response = pb.OrchestratorResponse(instanceId=instance, completionToken=token, actions=actions)
+            twice("CompleteOrchestratorTask", response)
+
+        instance = raw.start("o")
+        twice(
+            "AbandonTaskOrchestratorWorkItem",
+            pb.AbandonOrchestrationTaskRequest(completionToken=take("orchestratorRequest").completionToken),
+        )
+        step_done(call_activity(1))
+        token = take("activityRequest").completionToken
+        twice("AbandonTaskActivityWorkItem", pb.AbandonActivityTaskRequest(completionToken=token))
+        token = take("activityRequest").completionToken
+        twice("CompleteActivityTask", pb.ActivityResponse(instanceId=instance, taskId=1, completionToken=token))
+        step_done(finish())
+        assert raw.status(instance) == "COMPLETED"
+        assert sum(event.HasField("taskCompleted") for event in raw.history(instance)) == 1
+
+        raw.call("SignalEntity", pb.SignalEntityRequest(instanceId="@e@1", name="run", requestId="1"))
+        token = take("entityRequest").completionToken
+        twice("AbandonTaskEntityWorkItem", pb.AbandonEntityTaskRequest(completionToken=token))
+        token = take("entityRequest").completionToken
+        result = pb.EntityBatchResult(completionToken=token, results=[pb.OperationResult()])
+        result.entityState.value = "1"
+        twice("CompleteEntityTask", result)
+        entity = raw.entity("@e@1")
+        assert entity
+        assert entity.serializedState.value == "1"
+        stream.end()

@@ -181,7 +181,12 @@ class Hub:
 
 
 def request_id_of(method: str, request: Any, header: str) -> str:
-    """What a repeated request is recognised by: the client's header, or the signal's own id; '' if there is nothing."""
+    """What a repeated request is recognised by: the client's header, or the signal's own id; '' if there is nothing.
+
+    A worker's calls need none: their completion token counts once.
+    """
+    if method not in _ANSWERS:
+        return ""
     if header:
         return header
     if method == "SignalEntity" and request.requestId:
