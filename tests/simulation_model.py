@@ -152,6 +152,7 @@ class Model:
         self._former: dict[str, Delivery] = {}  # all of before
         self._schedule: list[tuple[int, int, str, int, Any]] = []  # due, number, for whom, its run, what
         self._numbers = 0
+        self._checked: set[tuple[Hub, int, int]] = set()
 
     # Calls of clients ------------------------------------------------------------------------------------------
 
@@ -618,6 +619,10 @@ class Model:
         same("what runs", sorted(live), sorted(i.id for i in self.instances.values() if i.lives))
         tasks: dict[tuple[str, str, int], str] = {}
         for instance in self.instances.values():
+            ended = (hub, instance.run, instance.status)
+            if not instance.lives and ended in self._checked:
+                continue  # it does not change any more: to look again after the next restart is enough
+            self._checked.add(ended)
             stored = hub.orchestrations.find(instance.id)
             assert stored
             name = instance.id
