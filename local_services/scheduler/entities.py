@@ -71,7 +71,7 @@ class Entities:
         return entity if entity and entity.inbox else None
 
     def ready(self, entity: Entity) -> list[Message]:
-        """The operations that may be done now."""
+        """The operations that may run now."""
         return list(_ready(entity))
 
     def clean(self, _: pb.CleanEntityStorageRequest) -> pb.CleanEntityStorageResponse:
@@ -233,7 +233,7 @@ class Entities:
             self._hub.send(caller.id, self._hub.event(entityOperationCompleted=completed))
 
     def _act(self, action: pb.OperationAction) -> None:
-        """Do what an operation asked for. What cannot be done has nobody to be told to: it is dropped."""
+        """Do what an operation asked for. What cannot be done is dropped: nobody waits for it."""
         try:
             match action.WhichOneof("operationActionType"):
                 case "sendSignal":
@@ -342,7 +342,7 @@ def metadata(entity: Entity, with_state: bool) -> pb.EntityMetadata:
 
 
 def _ready(entity: Entity) -> Iterator[Message]:
-    """The operations that may be done now: all up to the next request for the lock; under a lock its owner's alone."""
+    """The operations that may run now: those before the next lock request; while locked, only the owner's."""
     for message in entity.inbox:
         if entity.lock:
             called = message.event.entityOperationCalled

@@ -26,7 +26,7 @@ class Hub:
     Args:
         records: what is stored of this hub.
         ids: numbers for new records, each larger than the one before, and than all that are stored.
-        nonce: differs each time the scheduler starts, so that no worker's token of an earlier time fits.
+        nonce: differs each time a hub is loaded: it tells the tokens of before a restart from the present ones.
     """
 
     CALLS: ClassVar[dict[str, Callable[[Any, Any], Any]]] = {
@@ -101,7 +101,7 @@ class Hub:
         self.work.connect(worker, request)
 
     def disconnect(self, worker: int, now: int) -> None:
-        """A worker's stream has ended: what it had in hand is handed out again."""
+        """A worker's stream has ended: its unfinished work is redelivered."""
         self.now = now
         self.work.disconnect(worker)
 

@@ -97,7 +97,7 @@ class Orchestrations:
         return pb.RaiseEventResponse()
 
     def terminate(self, request: pb.TerminateRequest) -> pb.TerminateResponse:
-        """End an orchestration at once, and with `recursive` those that it has called; no worker is needed for it."""
+        """End an orchestration immediately, and with `recursive` those that it has called; no worker is needed for it."""
         check_payload("output of the termination", request.output.value)
         if orchestration := self._running(request.instanceId):
             self.end(orchestration, optional(request, "output"), request.recursive)
@@ -152,7 +152,7 @@ class Orchestrations:
             problem = f"Orchestration '{orchestration.id}' has not failed: only a failed one can be rewound."
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, problem)
         check_payload("reason", request.reason.value)
-        orchestration.parent_task = None  # who called it has been told already that it failed
+        orchestration.parent_task = None  # its caller has already seen that it failed
         self.try_again(orchestration, optional(request, "reason"))
         return pb.RewindInstanceResponse()
 

@@ -33,7 +33,7 @@ class Ownership:
         """Wait until the lock is free, and take it.
 
         Args:
-            joined: is told once the address of the scheduler that has it.
+            joined: called once with the address of the scheduler that has it.
             wait: waits for so many seconds; says whether to give up.
 
         Returns: the address to take over; '' if nobody had the lock; None if there is nothing more to wait for.

@@ -96,7 +96,7 @@ class Orchestration:
         created, updated, completed, start_at: microseconds since 1970.
         parent, parent_key, parent_task: the execution that called this one, and as which of its tasks.
         caller_trace: the trace of who started it.
-        own_trace: what its worker wants to be told with the next step, to continue its trace.
+        own_trace: what its worker wants back with the next step, to continue its trace.
         history: None until it is needed.
         chunks: how many parts of the history are stored.
         inbox: events that have arrived, and that no finished step has seen.

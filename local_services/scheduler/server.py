@@ -129,7 +129,7 @@ class Server:
             return False
         try:
             event.tag(event)
-        except Exception as error:  # of one call; the others go on
+        except Exception as error:  # of one call; the other calls continue
             traceback.print_exception(error)
         return True
 

@@ -157,7 +157,7 @@ class Scheduler:
         return handle
 
     def _do(self, name: str, work: Callable[[Hub], Any]) -> Any:
-        """Have a hub do something, store what it changes, and let the world know.
+        """Have a hub do something, store what it changes, then send answers and work.
 
         Raises:
             Refused: by the hub.
@@ -214,7 +214,7 @@ class Scheduler:
         """The hub of this name; it comes into being when it is first used."""
         if name not in self._hubs:
             check_text("task hub's name", name)
-            # Another nonce each time: a worker's token of before does not fit any more.
+            # Another nonce each time: it tells tokens of before from present ones.
             hub = Hub(self._store.of(name), self._ids, uuid.uuid4().hex[:12])
             hub.load(_now())
             for number, stream in self._streams.items():
@@ -240,7 +240,7 @@ class Scheduler:
     # Time ------------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """Do what is due. In between at most a second passes, since somebody may set the clock."""
+        """Do what is due. At least once a second, because the clock may be changed."""
         now, seconds = _now(), time.monotonic()
         if seconds > self._tidy_at:
             self._tidy_at = seconds + 600
@@ -280,7 +280,7 @@ class Scheduler:
         call.answer(self._hub(_hub_of(call)).orchestrations.get(request))
 
     def _wait(self, is_met: Callable[[Orchestration], bool], request: pb.GetInstanceRequest, call: Call) -> None:
-        """Answer when the orchestration is as wanted, or at once if there is none."""
+        """Answer when the orchestration is as wanted, or immediately if there is none."""
         key = _hub_of(call), request.instanceId
         orchestration = self._hub(key[0]).orchestrations.find(request.instanceId)
         if orchestration is None:

@@ -235,7 +235,7 @@ class Steps:
     ) -> None:
         """Do once more what the history waits for: all of it was given up when the orchestration failed.
 
-        But for what has ended late: after the orchestration was told to try again.
+        Except for what ended after the rewind was requested.
         """
         ended: set[int | str] = set()
         for event in (*history, *late):

@@ -56,7 +56,7 @@ class Store:
 
     Args:
         path: of the file; it is made if it is not there. Its folder must be.
-        full_sync: whether each transaction also survives the power failing, which costs about half a millisecond.
+        full_sync: whether each transaction also survives the power failing, which takes as long as the disk needs to flush.
     """
 
     def __init__(self, path: str, full_sync: bool = False) -> None:
@@ -475,7 +475,7 @@ _MEANINGS = {
     "disk I/O error": "the disk is full or broken, nothing more can be stored. Make room; what is stored is kept.",
     "readonly": "it cannot be written. Change the permissions of the file and its folder, or choose another file.",
     "not a database": "it is damaged, or no file of this scheduler. Move it away, or choose another file.",
-    "malformed": "it is damaged. Move it away to begin anew, or take a copy of before.",
+    "malformed": "it is damaged. Move it away to begin anew, or restore a copy.",
     "unable to open": "it cannot be opened. Does its folder exist, and may you read and write there?",
     "Permission denied": "it may not be read or written. Change the permissions, or choose another file.",
     "Read-only file system": "it cannot be written: the file system is read-only. Choose another file.",
@@ -483,7 +483,7 @@ _MEANINGS = {
     "Not a directory": "what should be its folder is a file.",
     "No space left": "the disk is full. Make room, or choose another file.",
     "File too large": "the disk is full. Make room, or choose another file.",
-    "Could not decode": "it is damaged. Move it away to begin anew, or take a copy of before.",
+    "Could not decode": "it is damaged. Move it away to begin anew, or restore a copy.",
     "Is a directory": "it is a folder. Name a file.",
     "locked": "another program is using it. Stop that one, or choose another file.",
 }

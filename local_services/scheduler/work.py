@@ -32,7 +32,7 @@ ABANDONS, ABANDONED_FOR = 10, 600 * SECOND
 """Work that was abandoned so often, over at least so long, fails its instance."""
 
 GRACE = 3 * SECOND // 2
-"""After a restart of the scheduler, the workers of before may come back for so long with what they had in hand."""
+"""After a restart of the scheduler, workers have so long to return work that they finished meanwhile."""
 
 DEATHS = 50
 """Work that so many workers in a row did not survive fails its instance."""
@@ -239,7 +239,7 @@ class Work:
         return pb.CompleteTaskResponse()
 
     def complete_activity(self, request: pb.ActivityResponse) -> pb.CompleteTaskResponse:
-        """An activity is done: its orchestration is told, if it still runs."""
+        """An activity is done: its orchestration sees the result, if it still runs."""
         self._recover(request.completionToken, "activity")
         if delivery := self._take(request.completionToken, "activity", request.instanceId, request.taskId):
             self._done(delivery)
