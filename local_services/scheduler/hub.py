@@ -202,7 +202,6 @@ _ANSWERS: dict[str, Any] = {
     "ResumeInstance": pb.ResumeResponse,
     "RestartInstance": pb.RestartInstanceResponse,
     "RewindInstance": pb.RewindInstanceResponse,
-    "PurgeInstances": pb.PurgeInstancesResponse,
     "SignalEntity": pb.SignalEntityResponse,
     "CleanEntityStorage": pb.CleanEntityStorageResponse,
 }

@@ -97,7 +97,7 @@ class Orchestrations:
         return pb.RaiseEventResponse()
 
     def terminate(self, request: pb.TerminateRequest) -> pb.TerminateResponse:
-        """End an orchestration immediately, and with `recursive` those that it has called; no worker is needed for it."""
+        """End an orchestration immediately, and with `recursive` those that it has called. Needs no worker."""
         check_payload("output of the termination", request.output.value)
         if orchestration := self._running(request.instanceId):
             self.end(orchestration, optional(request, "output"), request.recursive)

@@ -56,7 +56,7 @@ class Store:
 
     Args:
         path: of the file; it is made if it is not there. Its folder must be.
-        full_sync: whether each transaction also survives the power failing, which takes as long as the disk needs to flush.
+        full_sync: whether each transaction also survives the power failing: it then takes until the disk has flushed.
     """
 
     def __init__(self, path: str, full_sync: bool = False) -> None:
