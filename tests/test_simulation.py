@@ -75,6 +75,27 @@ def test_what_a_worker_did_before_a_restart_does_not_undo_what_others_did_after_
     assert entity.serializedState.value == "done by the second"
 
 
+@pytest.mark.parametrize("ending", ["abandons it", "dies"])
+def test_a_lock_that_waits_for_a_worker_is_granted_when_that_worker_fails(ending: str) -> None:
+    """Found by seed 61241: the owner is terminated while a worker has its call, and nothing else happens after that."""
+    hub = TaskHub()
+    worker = hub.connect()
+    hub.start("owner", "first")
+    hub.complete(worker.take(), task_hub.lock(1, "section of the first", "@list@a"))
+    has_lock = worker.take()
+    hub.start("owner", "second")
+    hub.complete(worker.take(), task_hub.lock(1, "section of the second", "@list@a"))  # waits
+    hub.complete(has_lock, call_entity(2, "@list@a"))
+    item = worker.take()
+    hub.call("TerminateInstance", pb.TerminateRequest(instanceId="first"))
+    if ending == "dies":
+        hub.disconnect(worker)
+        worker = hub.connect()
+    else:
+        hub.abandon(item)
+    assert task_hub.new_events(worker.take()) == ["entityLockGranted"]
+
+
 # Mistakes made on purpose --------------------------------------------------------------------------------------
 
 

@@ -38,7 +38,7 @@ class Entities:
         """Have all operations done that wait to be."""
         for entity in list(self._busy.values()):
             self._hub.work.restore(entity)
-            self._proceed(entity)
+            self.proceed(entity)
 
     # What clients ask for --------------------------------------------------------------------------------------
 
@@ -129,7 +129,7 @@ class Entities:
             if waiting:
                 self._hub.take_back(waiting)
                 entity.inbox = [message for message in entity.inbox if message not in waiting]
-                self._proceed(entity)
+                self.proceed(entity)
 
     # Operations ------------------------------------------------------------------------------------------------
 
@@ -137,9 +137,9 @@ class Entities:
         """Queue an operation or a request for the lock."""
         entity = self.find_or_make(message.target)
         entity.inbox.append(message)
-        self._proceed(entity)
+        self.proceed(entity)
 
-    def _proceed(self, entity: Entity) -> None:
+    def proceed(self, entity: Entity) -> None:
         """Grant the lock if it is its turn, and have waiting operations done."""
         while entity.inbox and not entity.lock and not entity.attempts.token and _lock_request_of(entity.inbox[0]):
             self._grant(entity, entity.inbox.pop(0))
@@ -212,7 +212,7 @@ class Entities:
         self._hub.changes.remove_messages(done)
         entity.modified = max(self._hub.now, entity.modified + 1)
         self._save(entity)
-        self._proceed(entity)
+        self.proceed(entity)
 
     def _answer(self, message: Message, outcome: pb.OperationResult) -> None:
         """Tell the execution that called, if it still runs."""
@@ -281,7 +281,7 @@ class Entities:
     def _unlock(self, entity: Entity) -> None:
         entity.lock = entity.owner = ""
         self._save(entity)
-        self._proceed(entity)
+        self.proceed(entity)
 
     # In memory and on disk -------------------------------------------------------------------------------------
 

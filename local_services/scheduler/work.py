@@ -118,7 +118,7 @@ class Work:
                 reason = f"{DEATHS} workers in a row ended while they had it. Their logs say why."
                 self._fail(delivery.record, failure("WorkersEnded", reason))
             else:
-                self.offer(delivery.record)
+                self._offer_again(delivery.record)
 
     # Work is offered, and handed out ---------------------------------------------------------------------------
 
@@ -128,6 +128,13 @@ class Work:
         if not attempts.token and not attempts.queued and not attempts.paused:
             attempts.queued = True
             self._waiting.setdefault(record.group, deque()).append(record)
+
+    def _offer_again(self, record: Record) -> None:
+        """A worker has not done it. If it was an entity's, a lock that waited for that is granted first."""
+        if isinstance(record, Entity):
+            self._hub.entities.proceed(record)
+        else:
+            self.offer(record)
 
     def withdraw(self, record: Record) -> None:
         """Nobody needs this work any more: its completion will not count."""
@@ -357,6 +364,7 @@ class Work:
         attempts.paused = now + pause
         self._paused[record] = None
         self._hub.wake(record, attempts.paused)
+        self._offer_again(record)
 
     def _fail(self, record: Record, details: pb.TaskFailureDetails) -> None:
         """Fail work without a worker."""
