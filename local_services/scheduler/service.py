@@ -213,7 +213,6 @@ class Scheduler:
     def _hub(self, name: str) -> Hub:
         """The hub of this name; it comes into being when it is first used."""
         if name not in self._hubs:
-            check_text("task hub's name", name)
             # Another nonce each time: it tells tokens of before from present ones.
             hub = Hub(self._store.of(name), self._ids, uuid.uuid4().hex[:12])
             hub.load(_now())
@@ -415,6 +414,7 @@ def _now() -> int:
 def _hub_of(call: Call) -> str:
     """The task hub that a call is for. Raises Refused if it names none."""
     if hub := call.metadata.get("taskhub"):
+        check_text("task hub's name", hub)
         return hub
     text = "The call names no task hub: send its name as 'taskhub' metadata (the samples: set TASKHUB)."
     raise Refused(grpc.StatusCode.INVALID_ARGUMENT, text)
