@@ -62,6 +62,7 @@ CASES = [
 ]
 RUNS = math.ceil(int(os.environ.get("KILLS") or 1) / len(CASES))  # of each sample
 MODEL_SECONDS = 0.1
+WRITE_SECONDS = 0.15  # at most, from a random moment to the next write: longer than the model takes
 
 # client.py, from the moment at which it has reached the scheduler: before that, it does not wait for one.
 CLIENT = """
@@ -108,13 +109,15 @@ class Kill:
     after: float  # since the run began, or the scheduler was ready again
     away: float  # until it is started again
     starting: float  # until it is killed a second time, while it starts; 0: it is not
+    at_write: bool  # it is not killed before it writes something: most likely the caller has no answer yet
 
     @property
     def count(self) -> int:
         return 2 if self.starting else 1
 
     def __str__(self) -> str:
-        return f"{self.after:.2f} away {self.away:.2f}" + (f" again {self.starting:.2f}" if self.starting else "")
+        again = f" again {self.starting:.2f}" if self.starting else ""
+        return f"{self.after:.2f}{' at a write' if self.at_write else ''} away {self.away:.2f}{again}"
 
 
 def plan(choices: random.Random, usual: float) -> list[Kill]:
@@ -125,6 +128,7 @@ def plan(choices: random.Random, usual: float) -> list[Kill]:
             after=moment - before,
             away=choices.choice([0.0, 0.0, choices.uniform(0, 2)]),
             starting=choices.choice([0.0, 0.0, 0.0, choices.uniform(0, 0.3)]),
+            at_write=choices.random() < 0.5,
         )
         for before, moment in zip([0.0, *moments], moments, strict=False)
     ]
@@ -143,6 +147,15 @@ class KilledScheduler(StoredScheduler):
             return self.lives[-1]
 
         super().__init__(start_one, file)
+        self._log = Path(f"{file}-wal")
+
+    def wait_for_write(self) -> None:
+        """Wait until it stores something; not long, since it may have nothing to store any more."""
+        before, until = self._log.stat(), time.monotonic() + WRITE_SECONDS
+        while time.monotonic() < until:
+            now = self._log.stat()
+            if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+                return
 
     def suffer(self, kill: Kill) -> None:
         """Be killed, and started again."""
@@ -214,6 +227,8 @@ class Runs:
             client.popen.stdin.flush()
             for kill in kills:
                 time.sleep(kill.after)
+                if kill.at_write:
+                    self._scheduler.wait_for_write()
                 over = ending.done()
                 in_time += 0 if over else kill.count
                 self._kills += kill.count
