@@ -126,7 +126,7 @@ def plan(choices: random.Random, usual: float) -> list[Kill]:
     return [
         Kill(
             after=moment - before,
-            away=choices.choice([0.0, 0.0, choices.uniform(0, 2)]),
+            away=choices.choice([0.0, 0.0, 0.0, choices.uniform(0, 2)]),
             starting=choices.choice([0.0, 0.0, 0.0, choices.uniform(0, 0.3)]),
             at_write=choices.random() < 0.5,
         )
