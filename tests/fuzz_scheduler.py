@@ -25,6 +25,7 @@ import grpc
 from conftest import Process
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
 from raw_scheduler import RawScheduler, StoredScheduler
 from test_scheduler import connect, echo, finished, worker
 
@@ -59,6 +60,7 @@ class Fuzz:
     def __init__(self, address: str, seed: str, tokens: list[tuple[str, str]]) -> None:
         self._random = random.Random(seed)  # noqa: S311
         self._target = address.removeprefix("http://")
+        self._tame = False  # whether the present message is to be one that could be meant
         self._tokens = tokens  # completion tokens that were handed out, with the instance that each belongs to
         self.defects: list[str] = []
         self.codes: Codes = Counter()
@@ -75,6 +77,7 @@ class Fuzz:
 
     def _call(self, channel: grpc.Channel) -> None:
         name = self._random.choice(OFTEN)
+        self._tame = self._random.random() < 0.5
         request = self.message(METHODS[name].input_type)
         if name.startswith(("Complete", "Abandon")) and self._tokens and self._random.random() < 0.9:
             token, instance = self._tokens.pop(self._random.randrange(len(self._tokens)))
@@ -83,19 +86,23 @@ class Fuzz:
                 request.instanceId = instance
         if name == "GetWorkItems" and self._random.random() < 0.7:
             request.ClearField("workItemFilters")
-        data = request.SerializeToString()
-        if self._random.random() < 0.15:
-            data = self._mutated(data)
         metadata = (("taskhub", self._random.choice(["fuzzed", "fuzzed", "other", "x" * 2000])),)
         if self._random.random() < 0.2:
             metadata += (("x-request-id", self._random.choice(["1", "2", "z" * 3000])),)
         if self._random.random() < 0.01:
             metadata = ()
+        self._send(channel, name, request, metadata)
+
+    def _send(self, channel: grpc.Channel, name: str, request: Any, metadata: Any) -> None:
+        """Call, and look at the answer."""
+        data = request.SerializeToString()
+        if self._random.random() < 0.15:
+            data = self._mutated(data)
         method = f"/{SERVICE}/{name}"
         deadline = self._random.choice([0.001, 0.05, 0.3]) if name in WAITING else PATIENCE
         try:
             if name in ("GetWorkItems", "StreamInstanceHistory"):
-                self._read(channel.unary_stream(method)(data, metadata=metadata, timeout=deadline))
+                self._read(channel, channel.unary_stream(method)(data, metadata=metadata, timeout=deadline), metadata)
             else:
                 channel.unary_unary(method)(data, metadata=metadata, timeout=deadline)
             self.codes[name, "OK"] += 1
@@ -106,16 +113,51 @@ class Fuzz:
             if code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE) or late:
                 self.defects.append(f"{name}: {code.name}: {details}\n{str(request)[:2000]}")
 
-    def _read(self, stream: Any) -> None:
-        """Read some of a stream, and remember what work it brings."""
+    def _read(self, channel: grpc.Channel, stream: Any, metadata: Any) -> None:
+        """Read some of a stream. If it brings work, do it, badly, or keep its token for later."""
         for _, message in zip(range(self._random.randrange(1, 30)), stream, strict=False):
-            with contextlib.suppress(Exception):
+            item = None
+            with contextlib.suppress(DecodeError):
                 item = pb.WorkItem.FromString(message)
-                instance = item.orchestratorRequest.instanceId or item.activityRequest.orchestrationInstance.instanceId
-                if item.completionToken:
-                    self._tokens.append((item.completionToken, instance))
+            if item and item.completionToken:
+                if self._random.random() < 0.8:
+                    self._complete(channel, item, metadata)
+                else:
+                    instance = item.activityRequest.orchestrationInstance.instanceId
+                    self._tokens.append((item.completionToken, item.orchestratorRequest.instanceId or instance))
         if self._random.random() < 0.5:
             stream.cancel()
+
+    def _complete(self, channel: grpc.Channel, item: pb.WorkItem, metadata: Any) -> None:
+        """Complete a work item with something random."""
+        self._tame = self._random.random() < 0.8
+        name = {
+            "orchestratorRequest": "CompleteOrchestratorTask",
+            "activityRequest": "CompleteActivityTask",
+            "entityRequest": "CompleteEntityTask",
+        }[item.WhichOneof("request") or ""]
+        if self._random.random() < 0.1:
+            name = self._random.choice([method for method in METHODS if method.startswith("Abandon")])
+        response = self.message(METHODS[name].input_type)
+        response.completionToken = item.completionToken
+        if isinstance(response, pb.OrchestratorResponse):
+            response.instanceId, response.isPartial = item.orchestratorRequest.instanceId, False
+            for action in response.actions:
+                for kind in ("entityOperationCalled", "entityOperationSignaled", "entityUnlockSent"):
+                    if action.sendEntityMessage.HasField(kind):
+                        target = self._random.choice(["@e@1", "@e@2", "@f@1"])
+                        getattr(action.sendEntityMessage, kind).targetInstanceId.value = target
+            if self._random.random() < 0.8:  # it is to live on
+                ends = ("completeOrchestration", "rewindOrchestration", None)
+                lasting = [a for a in response.actions if a.WhichOneof("orchestratorActionType") not in ends]
+                del response.actions[:]
+                response.actions.extend(lasting)
+        elif isinstance(response, pb.ActivityResponse):
+            response.instanceId = item.activityRequest.orchestrationInstance.instanceId
+            response.taskId = item.activityRequest.taskId
+        elif isinstance(response, pb.EntityBatchResult):
+            response.ClearField("failureDetails")
+        self._send(channel, name, response, metadata)
 
     def _mutated(self, data: bytes) -> bytes:
         changed = bytearray(data[: self._random.randrange(len(data) + 1)] if self._random.random() < 0.3 else data)
@@ -136,8 +178,12 @@ class Fuzz:
     def message(self, descriptor: Any, depth: int = 0) -> Any:
         """A random message of this type."""
         message = Empty() if descriptor.name == "Empty" else _class_of(descriptor)()
+        chosen = {self._random.choice(oneof.fields).name for oneof in descriptor.oneofs}
         for field in descriptor.fields:
-            if self._random.random() < (0.6 if depth < 5 else 0.1):
+            if field.containing_oneof and field.name not in chosen:
+                continue
+            needed = self._tame and (field.containing_oneof or field.name in ("id", "name"))
+            if needed or self._random.random() < (0.6 if depth < 5 else 0.1):
                 self._fill(message, field, depth)
         return message
 
@@ -162,7 +208,9 @@ class Fuzz:
     def _value(self, field: Any) -> Any:
         match field.cpp_type:
             case FieldDescriptor.CPPTYPE_STRING if field.type == FieldDescriptor.TYPE_STRING:
-                return self._id() if "nstance" in field.name or field.name == "name" else self._text()
+                if self._tame and (field.name == "lockSet" or "Signal" in field.containing_type.name):
+                    return self._random.choice(["@e@1", "@e@2", "@f@1"])
+                return self._id() if "nstance" in field.name or field.name in ("name", "lockSet") else self._text()
             case FieldDescriptor.CPPTYPE_STRING:
                 return self._random.randbytes(10)
             case FieldDescriptor.CPPTYPE_BOOL:
@@ -170,17 +218,18 @@ class Fuzz:
             case FieldDescriptor.CPPTYPE_DOUBLE | FieldDescriptor.CPPTYPE_FLOAT:
                 return self._random.choice([0.0, -1.0, float("inf"), float("nan"), 1e300])
             case FieldDescriptor.CPPTYPE_ENUM:
-                return self._random.choice([*(value.number for value in field.enum_type.values), 77])
+                numbers = [value.number for value in field.enum_type.values]
+                return self._random.choice(numbers if self._tame else [*numbers, 77])
             case kind:
                 number = self._random.choice(LARGE_NUMBERS if kind in INTEGERS else NUMBERS)
                 unsigned = kind in (FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64)
                 return abs(number) if unsigned else number
 
     def _id(self) -> str:
-        return self._random.choice(IDS[1:6] * 8 + IDS)
+        return self._random.choice(IDS[1:7] if self._tame else IDS[1:7] * 8 + IDS)
 
     def _text(self) -> str:
-        return self._random.choice(IDS * 4 + TEXTS)
+        return self._random.choice(IDS[1:10] if self._tame else IDS * 4 + TEXTS)
 
 
 def _class_of(descriptor: Any) -> Any:

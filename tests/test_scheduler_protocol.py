@@ -4,14 +4,17 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import durabletask.internal.orchestrator_service_pb2 as pb
 import grpc
 import pytest
-from conftest import eventually
+from conftest import Start, eventually
 from durabletask import task
+from fuzz_scheduler import fuzz_and_restart
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.wrappers_pb2 import StringValue
 from raw_scheduler import RawScheduler
 from task_hub import (
@@ -105,6 +108,13 @@ def test_an_error_that_quotes_something_long_reaches_its_caller(raw: RawSchedule
     with pytest.raises(grpc.RpcError, match="There is no orchestration with instance id 'ééé") as refused:
         raw.call("RaiseEvent", pb.RaiseEventRequest(instanceId="é" * 100_000, name="event"))
     assert refused.value.code() == grpc.StatusCode.NOT_FOUND  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_three_seconds_of_fuzzing_find_nothing(start: Start, tmp_path: Path) -> None:
+    defects, codes = fuzz_and_restart(start, tmp_path / "state.db", seconds=3, seed=int(time.time()))
+    assert not defects
+    assert {name for name, _ in codes} == set(METHODS)
+    assert sum(codes.values()) > 300
 
 
 # Traces -----------------------------------------------------------------------------------------------------------
@@ -320,6 +330,15 @@ def test_a_scheduled_start_waits_for_its_time(task_hub: TaskHub) -> None:
     task_hub.sleep(1)
     assert len(worker.items) == 2
     assert sorted(new_events(worker.items[1])) == ["eventRaised", "executionStarted"]
+
+
+@pytest.mark.parametrize("seconds", [10**12, -(10**12), 2**63 - 1, -(2**63)])
+def test_times_that_no_client_can_read_are_cut(seconds: int, task_hub: TaskHub) -> None:
+    task_hub.start("o", "one", scheduledStartTimestamp=Timestamp(seconds=seconds))
+    task_hub.restart()
+    state = task_hub.state("one")
+    assert state
+    assert state.scheduledStartTimestamp.ToDatetime().year == (9999 if seconds > 0 else 1)
 
 
 # Ending, suspending, restarting -----------------------------------------------------------------------------------

@@ -22,6 +22,9 @@ CONTINUED_AS_NEW = pb.ORCHESTRATION_STATUS_CONTINUED_AS_NEW
 FINISHED = frozenset({COMPLETED, FAILED, TERMINATED, pb.ORCHESTRATION_STATUS_CANCELED})
 
 
+_FIRST_TIME, _LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
+
+
 class Refused(Exception):
     """A call that cannot be done, with the gRPC status and the message for its caller. What is stored is unharmed."""
 
@@ -31,8 +34,8 @@ class Refused(Exception):
 
 
 def micros(time: Timestamp) -> int:
-    """A protobuf time as microseconds since 1970; times that no database holds are cut to the next that one does."""
-    return max(-(2**62), min(2**62, time.seconds * 1_000_000 + time.nanos // 1000))
+    """A protobuf time as microseconds since 1970; what is before the year 1 or after 9999 is cut to that."""
+    return max(_FIRST_TIME, min(_LAST_TIME, time.seconds * 1_000_000 + time.nanos // 1000))
 
 
 def timestamp(time: int) -> Timestamp:
