@@ -666,6 +666,23 @@ def state_size(state: Path) -> int:
     return sum(path.stat().st_size for path in state.parent.iterdir())
 
 
+def test_what_has_finished_or_is_at_rest_is_not_held_in_memory(tmp_path: Path) -> None:
+    hub = TaskHub(str(tmp_path / "state.db"))
+    worker = hub.connect()
+    for number in range(300):
+        hub.start("o", f"n-{number}")
+        hub.complete(worker.take(), finish())
+        hub.signal(f"@e@{number}")
+        hub.complete_batch(worker.take(), "state")
+    hub.start("o", "running")
+    assert list(hub.hub.orchestrations.live) == ["running"]
+    hub.restart()
+    assert list(hub.hub.orchestrations.live) == ["running"]
+    assert not hub.hub.entities._idle
+    assert not hub.hub.entities._busy
+    assert (hub.status("n-299"), hub.status("running")) == ("COMPLETED", "PENDING")
+
+
 def test_the_state_is_its_owners_alone(start: Start, state: Path) -> None:
     scheduler = used(start, state)
     scheduler.kill()

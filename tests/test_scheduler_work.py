@@ -1,5 +1,6 @@
 """Work that fails to come back: abandoned, lost with its worker, answered wrongly, or waited for by nobody."""
 
+import contextlib
 import json
 import signal
 import sys
@@ -17,6 +18,7 @@ import pytest
 from conftest import Process, Start, clean_environment, eventually
 from durabletask import history, task
 from durabletask.entities import EntityInstanceId
+from google.protobuf.wrappers_pb2 import StringValue
 from raw_scheduler import RawScheduler
 from task_hub import (
     BEGINNING,
@@ -610,6 +612,43 @@ def test_waiting_timers_and_clients_hold_no_thread(start: Start) -> None:
         assert threads() <= before + 5
         for wait in waits:
             wait.cancel()
+
+
+def test_two_thousand_orchestrations_and_a_thousand_waiting_clients_at_the_same_time(scheduler: str) -> None:
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(RawScheduler(scheduler, "crowd")) for _ in range(50)]  # 50 connections
+        starts = [
+            clients[number % 50].call_later(
+                "StartInstance",
+                pb.CreateInstanceRequest(name="echo", instanceId=f"n-{number}", input=StringValue(value=str(number))),
+            )
+            for number in range(2000)
+        ]
+        assert {start.result(60).instanceId for start in starts} == {f"n-{number}" for number in range(2000)}
+        waits = [
+            clients[number % 50].call_later(
+                "WaitForInstanceCompletion",
+                pb.GetInstanceRequest(instanceId=f"n-{2 * number}", getInputsAndOutputs=True),
+            )
+            for number in range(1000)
+        ]
+        stack.enter_context(worker(scheduler, "crowd", echo))
+        outputs = [wait.result(120).orchestrationState.output.value for wait in waits]
+        assert outputs == [str(2 * number) for number in range(1000)]
+        query = pb.InstanceQuery(runtimeStatus=[pb.ORCHESTRATION_STATUS_COMPLETED])
+        request = pb.QueryInstancesRequest(query=query)
+        eventually(lambda: count(clients[0], request) == 2000, "all have completed")
+
+
+def count(raw: RawScheduler, request: pb.QueryInstancesRequest) -> int:
+    """How many orchestrations fit, on all pages."""
+    found, request.query.continuationToken.value = 0, ""
+    while True:
+        response = raw.call("QueryInstances", request)
+        found += len(response.orchestrationState)
+        if not response.continuationToken.value:
+            return found
+        request.query.continuationToken.CopyFrom(response.continuationToken)
 
 
 def test_callers_that_vanish_leave_nothing_behind() -> None:
