@@ -15,7 +15,7 @@ from typing import Any
 import durabletask.internal.orchestrator_service_pb2 as pb
 import grpc
 import pytest
-from conftest import Process, Start, clean_environment, eventually
+from conftest import Start, eventually
 from durabletask import history, task
 from durabletask.entities import EntityInstanceId
 from google.protobuf.wrappers_pb2 import StringValue
@@ -31,7 +31,7 @@ from task_hub import (
     finish,
     new_events,
 )
-from test_scheduler import connect, echo, finished, worker
+from test_scheduler import Durable, connect, echo, finished, worker
 from wires import Wire
 
 from local_services.scheduler.records import Refused
@@ -475,28 +475,6 @@ def test_a_failure_as_long_as_a_book_can_still_be_read(hub: TaskHub) -> None:
 # Real processes ---------------------------------------------------------------------------------------------------
 
 
-class Durable:
-    """Workers whose steps wait at a gate, and what they have begun; see durable_program.py."""
-
-    def __init__(self, start: Start, address: str, hub: str, folder: Path) -> None:
-        self._effects, self._gate = folder / "effects", folder / "gate"
-        self._effects.touch()
-        env = clean_environment(EFFECTS=str(self._effects), GATE=str(self._gate))
-        program = Path(__file__).with_name("durable_program.py")
-        self._start = lambda: start(sys.executable, program, address, hub, env=env)
-
-    def start(self) -> Process:
-        process = self._start()
-        process.wait_for("Worker ready")
-        return process
-
-    def begun(self, step: str) -> int:
-        return self._effects.read_text().splitlines().count(step)
-
-    def open_gate(self) -> None:
-        self._gate.touch()
-
-
 def test_fifteen_kills_during_one_turn_are_no_failure(start: Start, scheduler: str, tmp_path: Path) -> None:
     durable = Durable(start, scheduler, "kills", tmp_path)
     with connect(scheduler, "kills") as client, RawScheduler(scheduler, "kills") as raw:
@@ -676,6 +654,33 @@ def test_callers_that_vanish_leave_nothing_behind() -> None:
         eventually(lambda: not scheduler._streams, "no stream is left")
         assert raw.status("one") == "PENDING"
     stop()
+
+
+def test_after_an_error_of_its_own_it_continues_from_what_is_stored(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler, address, stop = in_this_process()
+    with RawScheduler(address, "hub") as raw:
+        raw.start("o", "one")
+        stream = raw.work()
+        lost = stream.take()
+
+        def fail(*_: Any) -> None:
+            raise RuntimeError("on purpose")
+
+        monkeypatch.setattr(scheduler._hubs["hub"], "call", fail)  # until it forgets what it has in memory
+        with pytest.raises(grpc.RpcError, match="RuntimeError: on purpose"):
+            raw.start("o", "two")
+        item = stream.take()
+        assert item.orchestratorRequest.instanceId == "one"
+        for token in (lost.completionToken, item.completionToken):
+            response = pb.OrchestratorResponse(instanceId="one", completionToken=token, actions=[finish(f'"{token}"')])
+            raw.call("CompleteOrchestratorTask", response)
+        assert raw.state("one").output.value == f'"{item.completionToken}"'
+        assert not raw.call("GetInstance", pb.GetInstanceRequest(instanceId="two")).exists
+        stream.end()
+    stop()
+    assert "on purpose" in capsys.readouterr().err
 
 
 def in_this_process() -> tuple[Scheduler, str, Callable[[], None]]:
