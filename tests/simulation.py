@@ -136,7 +136,7 @@ class Simulation:
     def run(self) -> None:
         """Have all happen, in a folder that goes again."""
         memory = Path("/dev/shm")  # noqa: S108 (a folder of our own in it)
-        self._folder = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
+        self._folder = Path(tempfile.mkdtemp("", "simulation-", memory if memory.is_dir() else None))
         try:
             self._open(self._folder / "0.db")
             for _ in range(self._steps):

@@ -247,6 +247,7 @@ class Steps:
         for event in history:
             if event.eventId in ended:
                 continue
+            ended.add(event.eventId)  # a step whose replay failed may have asked for it a second time
             if event.HasField("taskScheduled"):
                 scheduled = event.taskScheduled
                 task = pb.ScheduleTaskAction(name=scheduled.name, tags=dict(scheduled.tags))
