@@ -132,7 +132,8 @@ def test_compose_hands_every_setting_on_to_the_worker() -> None:
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
     known = set(re.findall(r"^(?:# )?([A-Z_]+)=", example, re.MULTILINE))
     in_the_image = dict(word.split("=") for word in instructions("ENV")[0].split())
-    assert set(WORKER["environment"]) == known - set(in_the_image)
+    of_run_py = {"STATE_DIRECTORY"}
+    assert set(WORKER["environment"]) == known - set(in_the_image) - of_run_py
     # Two workers write into one folder: else a second worker, which takes over, could not see what the first has sent.
     assert set(in_the_image.values()) == {volume.partition(":")[2] for volume in WORKER["volumes"]}
 

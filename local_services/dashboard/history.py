@@ -46,7 +46,7 @@ def steps(events: Iterable[h.HistoryEvent], waiting_for: str = "") -> list[Step]
     """
     open_steps: dict[Any, Step] = {}
     done: list[Step] = []
-    idle_since = ended = None
+    idle_since = last = ended = None
     for event in events:
         time = event.timestamp
         begun = _begun(event)
@@ -55,16 +55,17 @@ def steps(events: Iterable[h.HistoryEvent], waiting_for: str = "") -> list[Step]
         elif (key := _key_of_end(event)) in open_steps:
             done.append(_finished(open_steps.pop(key), event))
         match event:
-            case h.OrchestratorCompletedEvent():
-                idle_since = time
+            case h.OrchestratorStartedEvent():
+                idle_since = last  # since the step before, whose end DTS does not note
             case h.EventRaisedEvent(name=name, input=payload):
                 done.append(Step("event", name, min(idle_since or time, time), time, answered=pretty(payload)))
             case h.ExecutionCompletedEvent() | h.ExecutionTerminatedEvent():
                 ended = time
+        last = time
     over = [replace(step, end=ended, abandoned=True) if ended else step for step in open_steps.values()]
     busy = any(step.kind != "timer" for step in over)
-    if waiting_for and idle_since and not ended and not busy:
-        over.append(Step("event", waiting_for, idle_since))
+    if waiting_for and last and not ended and not busy:
+        over.append(Step("event", waiting_for, last))
     return sorted(done + over, key=lambda step: step.start)
 
 
