@@ -18,6 +18,7 @@ import pytest
 from conftest import Start, eventually
 from durabletask import history, task
 from durabletask.entities import EntityInstanceId
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.wrappers_pb2 import StringValue
 from raw_scheduler import RawScheduler
 from task_hub import (
@@ -592,9 +593,14 @@ def test_waiting_timers_and_clients_hold_no_thread(start: Start) -> None:
             wait.cancel()
 
 
-def test_two_thousand_orchestrations_and_a_thousand_waiting_clients_at_the_same_time(scheduler: str) -> None:
+def test_two_thousand_orchestrations_and_a_thousand_waiting_clients_at_the_same_time(start: Start) -> None:
+    process = start(sys.executable, "-m", "local_services.scheduler", "--port", "0")
+    scheduler = process.wait_for(r"ready: (\S+)")[1]
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(RawScheduler(scheduler, "crowd")) for _ in range(50)]  # 50 connections
+        for client in clients:
+            client.call("Hello", Empty())
+        process.signal(signal.SIGSTOP)  # so that all calls are there when it looks
         starts = [
             clients[number % 50].call_later(
                 "StartInstance",
@@ -602,6 +608,7 @@ def test_two_thousand_orchestrations_and_a_thousand_waiting_clients_at_the_same_
             )
             for number in range(2000)
         ]
+        process.signal(signal.SIGCONT)
         assert {start.result(60).instanceId for start in starts} == {f"n-{number}" for number in range(2000)}
         waits = [
             clients[number % 50].call_later(

@@ -39,6 +39,9 @@ LONGEST_PAUSE = 0.2  # seconds between two looks at the clock, at signals, and a
 OPTIONS = [
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", RECEIVE_LIMIT),
+    # Otherwise gRPC cancels some calls at random when more than a thousand come at the same time.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
     # A peer that does not answer a ping within this time is gone, or frozen: what it has goes to others.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
