@@ -480,7 +480,7 @@ class Simulation:
             "entities without a state": "entities WHERE state IS NULL",
             "histories of nothing": "history WHERE key NOT IN (SELECT key FROM orchestrations)",
         }
-        left = {name: self._store._rows(f"SELECT count(*) FROM {what}")[0][0] for name, what in tables.items()}  # noqa: S608
+        left = {name: self._store.rows(f"SELECT count(*) FROM {what}")[0][0] for name, what in tables.items()}  # noqa: S608
         same("what is stored", left, dict.fromkeys(tables, 0) | {"orchestrations": orchestrations})
 
 

@@ -172,17 +172,11 @@ class Store:
 
     # Reading, for a hub ----------------------------------------------------------------------------------------
 
-    def hubs(self) -> list[str]:
-        """The names of all hubs of which something is stored."""
-        tables = ("orchestrations", "entities", "messages")
-        names = " UNION ".join(f"SELECT DISTINCT hub FROM {table}" for table in tables)
-        return [name for (name,) in self._rows(names)]
-
     def busy_hubs(self) -> list[str]:
         """The names of the hubs in which something is unfinished."""
         return [
             name
-            for (name,) in self._rows(
+            for (name,) in self.rows(
                 "SELECT hub FROM orchestrations WHERE completed IS NULL UNION SELECT hub FROM messages "
                 "UNION SELECT hub FROM activities"
             )
@@ -191,13 +185,13 @@ class Store:
     def last_id(self) -> int:
         """The highest number of all records."""
         ids = {"orchestrations": "key", "activities": "id", "messages": "id"}
-        return max(self._rows(f"SELECT ifnull(max({id}), 0) FROM {table}")[0][0] for table, id in ids.items())
+        return max(self.rows(f"SELECT ifnull(max({id}), 0) FROM {table}")[0][0] for table, id in ids.items())
 
     def of(self, hub: str) -> "HubRecords":
         """What is stored of one hub."""
         return HubRecords(self, hub)
 
-    def _rows(self, query: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    def rows(self, query: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Rows as the last commit left them, for the hubs themselves."""
         with explained(self._path):
             return self._database.execute(query, parameters).fetchall()
@@ -206,11 +200,11 @@ class Store:
 
     def history(self, hub: str, instance_id: str) -> tuple[str, list[pb.HistoryEvent]] | None:
         """An orchestration's present execution and its history; None if there is no such orchestration."""
-        rows = self._rows("SELECT key FROM orchestrations WHERE hub = ? AND id = ?", (hub, instance_id))
+        rows = self.rows("SELECT key FROM orchestrations WHERE hub = ? AND id = ?", (hub, instance_id))
         if not rows:
             return None
         key = rows[0][0]
-        return f"{key:x}", _events(self._rows("SELECT events FROM history WHERE key = ? ORDER BY chunk", (key,)))
+        return f"{key:x}", _events(self.rows("SELECT events FROM history WHERE key = ? ORDER BY chunk", (key,)))
 
     def orchestrations(self, hub: str, query: pb.InstanceQuery) -> tuple[list[Orchestration], str | None]:
         """A page of the orchestrations that fit, the oldest first, and where the next page begins."""
@@ -269,7 +263,7 @@ class Store:
             query.pageSize.value,
         )
         waiting = "SELECT count(*) FROM messages WHERE hub = ? AND target = ? AND due IS NULL"
-        return [(_entity(row), self._rows(waiting, (hub, row[0]))[0][0]) for row in rows], following
+        return [(_entity(row), self.rows(waiting, (hub, row[0]))[0][0]) for row in rows], following
 
     def _page(
         self, select: str, where: list[str], values: list[Any], order: tuple[str, ...], token: str, size: int
@@ -295,7 +289,7 @@ class HubRecords:
     """What is stored of one hub, for the hub itself: see `Records`."""
 
     def __init__(self, store: Store, hub: str) -> None:
-        self._rows = store._rows
+        self._rows = store.rows
         self._hub = hub
 
     def unfinished(self) -> Iterator[Orchestration]:
