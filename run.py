@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Runs the samples and their tests: `python3 run.py` lists what there is.
+"""Runs the samples and their tests: `python3 run.py` lists them.
 
-It makes .venv beside this file, installs into it what the command needs, and hands over to `local_services` or pytest
-there. It has no f-strings and no annotations, so that an old Python gets as far as saying that it is too old.
+It creates .venv next to this file, installs what the command needs, and runs `local_services` or pytest with it.
+It has no f-strings and no annotations, so that an old Python can run it far enough to say that it is too old.
 """
 # ruff: noqa: RUF005, S606, UP031, UP036
 
@@ -42,7 +42,7 @@ def main(arguments):
     else:
         prepare("local")
         os.environ["RUN_FROM"] = os.getcwd()  # file names among the client's arguments are relative to it
-        if os.name != "nt" and command != "reset":  # a Ctrl-C from here on waits until the supervisor can handle it
+        if os.name != "nt" and command != "reset":  # from here on, Ctrl-C waits until the supervisor can handle it
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
         hand_over([str(PYTHON), "-m", "local_services"] + arguments)
 
@@ -56,7 +56,7 @@ def hand_over(command):
 
 
 def prepare(group):
-    """Bring .venv to what the samples and this dependency group ask for; return at once if it is there already."""
+    """Install what the samples and this dependency group need into .venv, unless that is done already."""
     requirements = sorted(ROOT.glob("[0-9][0-9]_*/requirements.txt"))
     wanted = hashlib.sha256(str(sys.version_info[:2]).encode())
     for file in requirements + [ROOT / "pyproject.toml", CONSTRAINTS]:
@@ -69,7 +69,7 @@ def prepare(group):
     if is_there():
         return
     with only_installer():
-        if not is_there():  # the one that this waited for may have brought it
+        if not is_there():  # another run.py may have installed it meanwhile
             install([part for file in requirements for part in ("-r", str(file))] + ["--group", group])
             stamp.write_text(wanted.hexdigest())
 
@@ -84,7 +84,7 @@ def install(what):
         run("Installing what the samples need, with uv", pip + what)
     else:
         pip = [str(PYTHON), "-m", "pip", "install"] + pinned
-        run("Bringing pip up to date", pip + ["pip"])  # an old one does not know --group
+        run("Updating pip", pip + ["pip"])  # an old one does not know --group
         run("Installing what the samples need (once, less than a minute)", pip + what)
 
 
@@ -92,7 +92,7 @@ def install(what):
 def only_installer():
     """Wait until no other run.py installs. The lock ends with this process and its installer, however they end."""
     with open(__file__, "rb") as file:
-        os.set_inheritable(file.fileno(), True)  # an installer whose run.py was killed is still one
+        os.set_inheritable(file.fileno(), True)  # an installer continues when its run.py is killed
         if not locked(file):
             sys.stderr.write("Another run.py is installing; waiting for it ...\n")
             while not locked(file):
@@ -105,7 +105,7 @@ def locked(file):
         if os.name == "nt":
             import msvcrt
 
-            file.seek(1 << 30)  # what is locked there cannot be read: not the program itself
+            file.seek(1 << 30)  # locked bytes cannot be read, so not those of the program
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
@@ -117,14 +117,14 @@ def locked(file):
 
 
 def venv_works():
-    """Whether .venv is whole, and of the Python version that runs this."""
+    """Whether .venv is complete, and has the Python version that runs this."""
     check = "import sys, pip; sys.exit(sys.prefix == sys.base_prefix or sys.version_info[:2] != %r)"
     check %= (sys.version_info[:2],)
     return PYTHON.exists() and subprocess.run([str(PYTHON), "-c", check], stderr=subprocess.DEVNULL).returncode == 0
 
 
 def make_venv(uv):
-    python = getattr(sys, "_base_executable", None) or sys.executable  # not the one in the .venv about to go
+    python = getattr(sys, "_base_executable", None) or sys.executable  # not the one in the .venv to be deleted
     command = [uv, "venv", "--seed", "--python", python, str(VENV)] if uv else [python, "-m", "venv", str(VENV)]
     if not uv:
         try:
@@ -136,7 +136,7 @@ def make_venv(uv):
 
 
 def run(doing, command):
-    """Run a step of the installation: on a terminal its latest line is shown, and its errors in full if it fails."""
+    """Run a step of the installation: a terminal shows its latest line, and all its errors if it fails."""
     terminal = sys.stderr.isatty()
     sys.stderr.write(doing + " ...\n")
     quiet = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_USER="0", PYTHONUTF8="1")
@@ -168,5 +168,5 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted. The same command goes on from here.\n")
+        sys.stderr.write("\nInterrupted. Run the same command to continue.\n")
         sys.exit(130)

@@ -1,7 +1,7 @@
-"""Makes the pictures of the dashboard in docs/images, from real runs of the samples.
+"""Takes the screenshots of the dashboard in docs/images, from real runs of the samples.
 
-Run it with the Python in .venv, once `python3 run.py test` has installed what it needs. Chromium or Chrome has to be
-on the PATH, and port 8082 free.
+Run it with the Python in .venv, after `python3 run.py test` has installed what it needs. Chromium or Chrome must be on
+the PATH, and port 8082 must be free.
 """
 
 import base64
@@ -28,7 +28,7 @@ HUB = "samples"
 
 
 def main() -> None:
-    """Run samples, and take a picture of what the dashboard shows of each."""
+    """Run samples, and take a screenshot of each on the dashboard."""
     with Supervisor() as supervisor, tempfile.TemporaryDirectory() as effects:
         services = supervisor.start_services(dict.fromkeys((SCHEDULER, MODEL, REDIS), 0), {})
         env = os.environ | {service.variable: address for service, address in services.items()} | OFFLINE_MODEL
@@ -52,7 +52,7 @@ def run_client(number: str, env: dict[str, str], *arguments: str) -> None:
 
 
 def take_pictures(page: Page, dashboard: str) -> None:
-    """Go through the pages, as a reader would."""
+    """Open the pages one after the other, as a user would."""
     home = f"{dashboard}/?hub={HUB}"
     page.goto(home)
     page.get_by_text("Requesting human feedback").wait_for()
@@ -79,9 +79,9 @@ def take_pictures(page: Page, dashboard: str) -> None:
 
 
 def save(page: Page, name: str, height: int) -> None:
-    """A picture of the top of the page, as WebP, which takes a third of a PNG's space."""
+    """Save the top of the page as WebP, which is a third of the size of a PNG."""
     page.set_viewport_size({"width": 1120, "height": height})
-    page.wait_for_timeout(1500)  # until notices are gone and times say more than "just now"
+    page.wait_for_timeout(1500)  # until notices disappear and times are older than "just now"
     session = page.context.new_cdp_session(page)
     picture = session.send("Page.captureScreenshot", {"format": "webp", "quality": 82})
     IMAGES.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Stand-ins for the services that the samples use, over their real protocols: scheduler, model, Redis."""
+"""Local replacements for the services that the samples use, with the real protocols: scheduler, model, Redis."""

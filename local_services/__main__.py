@@ -1,4 +1,4 @@
-"""The commands of run.py: the catalog, one sample, all samples, the local services alone, the end of their state."""
+"""The commands of run.py: the list, one sample, all samples, the local services only, removing their state."""
 
 import argparse
 import ast
@@ -31,9 +31,9 @@ from local_services.supervisor import Interrupted, Supervisor, note, shell_code
 
 COMMANDS = {
     "all": "every sample, one after the other",
-    "up": "the local services alone, for a worker and a client in terminals of their own",
-    "reset": "forget all conversations and orchestrations; a copy is kept until the next reset",
-    "test": "the tests; arguments go to pytest",
+    "up": "only the local services; you start a worker and a client in two other terminals",
+    "reset": "delete all conversations and orchestrations; a copy is kept until the next reset",
+    "test": "the tests; arguments are passed to pytest",
     "bench": "what durability costs on this machine; --quick takes less than a minute",
 }
 
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     """Run a command; returns its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a console that has no '│' shows '?'
+            stream.reconfigure(errors="replace")  # a console that cannot show '│' shows '?'
     if not arguments or arguments[0] in ("-h", "--help"):
         print(catalog())
         return 0
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
         except CannotRun as problem:
             note(str(problem))
         except Interrupted:
-            pass  # the supervisor has said so
+            pass  # the supervisor has reported it
     return 128 + supervisor.signal if supervisor.signal else code
 
 
@@ -76,12 +76,12 @@ def run_command(supervisor: Supervisor, command: str, arguments: list[str]) -> i
 
 
 def samples() -> list[Path]:
-    """The samples' folders, also of those to come."""
+    """The samples' folders, also those without a sample yet."""
     return sorted(ROOT.glob("[0-9][0-9]_*"))
 
 
 def find_sample(prefix: str) -> Path:
-    """The one sample whose name begins so; `01_single_agent/` will do too. Raises CannotRun if there is not one."""
+    """The one sample whose name begins with `prefix`, which may be `01_single_agent/` too. Raises CannotRun."""
     prefix = Path(prefix).name
     found = [folder for folder in samples() if folder.name.startswith(prefix)]
     if len(found) > 1:
@@ -95,12 +95,12 @@ def find_sample(prefix: str) -> Path:
 
 
 def catalog() -> str:
-    """The samples and the commands, a line each."""
+    """The samples and the commands, one per line."""
     entries = {folder.name: lesson(folder) for folder in samples()}
     width = max(map(len, [*entries, *COMMANDS])) + 2
     return "\n".join(
         [
-            "Samples: python3 run.py NAME [arguments for its client.py]; the number will do for a name",
+            "Samples: python3 run.py NAME [arguments for its client.py]; NAME may be just the number",
             *(f"  {name:{width}}{about}" for name, about in entries.items()),
             "",
             "Commands: python3 run.py COMMAND",
@@ -121,7 +121,7 @@ def lesson(sample: Path) -> str:
 def run_sample(
     supervisor: Supervisor, sample: Path, arguments: list[str], stdin: int | None = None, alone: bool = True
 ) -> int:
-    """Run worker and client, and the services that they lack, until the client ends; returns its exit code."""
+    """Run worker and client, and the services that are missing, until the client ends; returns its exit code."""
     env = environment(sample)
     users_folder = os.environ.get("RUN_FROM") or os.getcwd()
     if not {"-h", "--help"}.isdisjoint(arguments):
@@ -144,7 +144,7 @@ def run_sample(
         code = 130  # if it is interrupted
         code = supervisor.run_client(client)
     finally:
-        # What the worker leaves unfinished is kept: it is redelivered to another worker, now or in the next run.
+        # The worker's unfinished work is kept: it is redelivered to another worker, now or in the next run.
         supervisor.stop(hurry=SCHEDULER in started)
         if alone and SCHEDULER in started and code != 2:
             number = sample.name.partition("_")[0]
@@ -155,10 +155,10 @@ def run_sample(
 def start_services(
     supervisor: Supervisor, ports: dict[Service, int], kept: State | None
 ) -> tuple[dict[Service, str], str]:
-    """Start services; returns their addresses, and what to know of the scheduler's state.
+    """Start services; returns their addresses, and a remark about the scheduler's state.
 
-    Where a scheduler uses that state already, the one started here joins it: it says the other's address, and takes its
-    place when it ends.
+    If another scheduler uses that state already, the one started here joins it: it reports the other's address, and
+    takes over when the other ends.
     """
     if SCHEDULER not in ports or kept is None:
         return supervisor.start_services(ports, {}), "state in memory"
@@ -170,7 +170,7 @@ def start_services(
 
 
 def start_dashboard(supervisor: Supervisor, preferred_port: int, env: dict[str, str]) -> str:
-    """Start the dashboard of this environment's scheduler and task hub, on another port if that is in use."""
+    """Start the dashboard for this environment's scheduler and task hub, on another port if this one is in use."""
     number = preferred_port
     if not number or is_taken(number):
         with socket.socket() as free:
@@ -180,7 +180,7 @@ def start_dashboard(supervisor: Supervisor, preferred_port: int, env: dict[str, 
 
 
 def tell_addresses(needed: list[Service], started: dict[Service, str], env: dict[str, str], state_remark: str) -> None:
-    """Say in a line each what was started, and what was there."""
+    """Print one line with what was started, and one with what was running already."""
     if started:
         what = (f"{service.name} {address}{remark(service, state_remark)}" for service, address in started.items())
         note("Started " + " · ".join(what))
@@ -190,13 +190,13 @@ def tell_addresses(needed: list[Service], started: dict[Service, str], env: dict
 
 
 def remark(service: Service, state_remark: str) -> str:
-    """What to know of a service, in parentheses."""
+    """A remark about a service, in parentheses."""
     text = state_remark if service is SCHEDULER else service.remark
     return f" ({text})" if text else ""
 
 
 def run_all(supervisor: Supervisor) -> int:
-    """Run every sample as it runs without arguments, and sum up; 1 if one failed."""
+    """Run every sample without arguments, and print a summary; 1 if one failed."""
     summary: list[str] = []
     failed = False
     for sample in samples():
@@ -217,7 +217,7 @@ def run_all(supervisor: Supervisor) -> int:
     return 1 if failed else 0
 
 
-# Services alone --------------------------------------------------------------------------------------------------
+# Only the services -----------------------------------------------------------------------------------------------
 
 
 def up(supervisor: Supervisor, arguments: list[str]) -> int:
@@ -226,7 +226,7 @@ def up(supervisor: Supervisor, arguments: list[str]) -> int:
     for service in (*SERVICES, DASHBOARD):
         option = f"--{service.name}-port"
         parser.add_argument(option, type=port, default=service.port, help="0: any free one (default: %(default)s)")
-    parser.add_argument("--memory", action="store_true", help="keep no state: all is gone when it stops")
+    parser.add_argument("--memory", action="store_true", help="store nothing: the state is lost when it stops")
     options = vars(parser.parse_args(arguments))
     ports = {service: options[f"{service.name}_port"] for service in (*SERVICES, DASHBOARD)}
     for service, number in ports.items():
@@ -261,8 +261,8 @@ def directions(addresses: dict[Service, str], state_remark: str, dashboard: str)
             f"{DASHBOARD.name:11}{dashboard}",
             "\nTo use them, in each of two terminals in this folder:",
             *(f"  {line}" for line in lines),
-            *(["(Instead of the settings, .env.example can be copied to .env, once.)"] if as_in_example else []),
-            "and then, for instance, in the first and in the second:",
+            *(["(Or copy .env.example to .env once, instead of these settings.)"] if as_in_example else []),
+            "and then, for example, in the first and in the second:",
             "  python 01_single_agent/worker.py",
             "  python 01_single_agent/client.py",
             "\nCtrl-C stops the services.",
@@ -271,8 +271,8 @@ def directions(addresses: dict[Service, str], state_remark: str, dashboard: str)
 
 
 def reset(arguments: list[str]) -> int:
-    """Remove the scheduler's state, and keep a copy until the next reset; 1 if the user does not want it after all."""
-    parser = argparse.ArgumentParser(prog="run.py reset", description="Forget all conversations and orchestrations.")
+    """Remove the scheduler's state, and keep a copy until the next reset; 1 if the user answers no."""
+    parser = argparse.ArgumentParser(prog="run.py reset", description="Delete all conversations and orchestrations.")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     asks = not parser.parse_args(arguments).yes
     kept = state()
@@ -282,7 +282,7 @@ def reset(arguments: list[str]) -> int:
     if kept.used_by():
         raise CannotRun(kept.in_use)
     if asks and not sys.stdin.isatty():
-        raise CannotRun("`reset` asks first, and nobody is there to answer. `reset --yes` does not ask.")
+        raise CannotRun("`reset` asks first, and needs a terminal for that. `reset --yes` does not ask.")
     if asks and not agreed(f"This removes all conversations and orchestrations in {kept} ({kept.size})."):
         note("Nothing was removed.")
         return 1
@@ -291,7 +291,7 @@ def reset(arguments: list[str]) -> int:
 
 
 def agreed(what: str) -> bool:
-    """Say what will be done, and ask; Ctrl-C and Ctrl-D mean no."""
+    """Print what will be done, and ask; Ctrl-C and Ctrl-D mean no."""
     try:
         print(what, flush=True)
         return input("Go ahead? [y/N] ").strip().lower() in ("y", "yes")
@@ -301,7 +301,7 @@ def agreed(what: str) -> bool:
 
 
 def port(text: str) -> int:
-    """A port number; argparse names this function when it raises ValueError."""
+    """A port number; argparse prints this function's name when it raises ValueError."""
     number = int(text)
     if not 0 <= number < 65536:
         raise ValueError
@@ -309,7 +309,7 @@ def port(text: str) -> int:
 
 
 def is_taken(number: int) -> bool:
-    """Whether somebody listens on this port."""
+    """Whether a program listens on this port."""
     with suppress(OSError), socket.create_connection((HOST, number), timeout=1):
         return True
     return False

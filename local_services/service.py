@@ -1,4 +1,4 @@
-"""What every local service does alike: read its port, say when it is ready, stop when told to."""
+"""What every local service does: read its port, say when it is ready, stop when asked to."""
 
 import argparse
 import math
@@ -12,7 +12,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import NoReturn
 
-HOST = "127.0.0.1"  # never another: whoever can reach these services can use them
+HOST = "127.0.0.1"  # never another: everyone who can reach these services can use them
 
 
 def service_arguments(description: str | None, default_port: int) -> argparse.ArgumentParser:
@@ -29,7 +29,7 @@ def report_ready(name: str, address: str) -> None:
 
 
 class StopOrder:
-    """What a service waits for. Signal handlers may give it: a queue takes what an Event might deadlock on."""
+    """The order to stop, which a service waits for. A queue, because an Event may deadlock in a signal handler."""
 
     def __init__(self) -> None:
         self._orders: SimpleQueue[None] = SimpleQueue()
@@ -44,9 +44,9 @@ class StopOrder:
         return not self._orders.empty()
 
     def wait(self, seconds: float = math.inf) -> bool:
-        """Block until the order comes, or for so long; says whether it came.
+        """Block until the order comes, or for this long; returns whether it came.
 
-        In slices: on Windows an endless wait would not hear Ctrl-C.
+        At most a second at a time: on Windows, Ctrl-C does not interrupt a longer wait.
         """
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
@@ -59,7 +59,7 @@ class StopOrder:
 def stop_order(supervised: bool) -> StopOrder:
     """An order that SIGINT and SIGTERM give, and, if `supervised`, the end of standard input.
 
-    The latter ends a service whose supervisor was killed and could not stop it.
+    That also ends a service whose supervisor was killed.
     """
     order = StopOrder()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -67,7 +67,7 @@ def stop_order(supervised: bool) -> StopOrder:
     if supervised:
 
         def watch() -> None:
-            while os.read(0, 4096):  # not sys.stdin, whose lock would be held when the process ends before its input
+            while os.read(0, 4096):  # not sys.stdin: its lock would be held when the process ends before its input
                 pass
             order.give()
 
@@ -76,9 +76,9 @@ def stop_order(supervised: bool) -> StopOrder:
 
 
 def listening_socket(port: int) -> socket.socket:
-    """A bound TCP socket on this machine's loopback address, or the end with one line if the port is taken."""
-    listener = socket.socket(proto=socket.IPPROTO_TCP)  # named, so that asyncio sets TCP_NODELAY: 40 ms an answer
-    if sys.platform != "win32":  # there, this option would let two services share a port
+    """A bound TCP socket on 127.0.0.1; if the port is in use, prints one line and exits."""
+    listener = socket.socket(proto=socket.IPPROTO_TCP)  # so that asyncio sets TCP_NODELAY, which saves 40 ms an answer
+    if sys.platform != "win32":  # on Windows, this option would let two services share a port
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
@@ -88,6 +88,6 @@ def listening_socket(port: int) -> socket.socket:
 
 
 def port_in_use(port: int) -> NoReturn:
-    """End the service: somebody else has its port."""
+    """End the service: another program has its port."""
     print(f"Port {port} is in use. Stop what listens there, or choose another with --port.", file=sys.stderr)
     raise SystemExit(2)

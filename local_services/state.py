@@ -8,7 +8,7 @@ from pathlib import Path
 from local_services.addresses import ROOT, SCHEDULER, Address, CannotRun, environment
 
 FILE = "scheduler.db"
-COPY = "before-reset"  # a folder in the state's own: what the latest reset has removed
+COPY = "before-reset"  # a folder inside the state's folder: what the latest reset removed
 
 
 @dataclass(frozen=True)
@@ -18,17 +18,17 @@ class State:
     folder: Path
 
     def __str__(self) -> str:
-        """The folder, as seen from the one that the user is in."""
+        """The folder, relative to the user's current one."""
         here = os.environ.get("RUN_FROM") or os.getcwd()
         return str(self.folder.relative_to(here) if self.folder.is_relative_to(here) else self.folder)
 
     @property
     def file(self) -> Path:
-        """What the scheduler is started with."""
+        """The file for the scheduler's --state."""
         return self.folder / FILE
 
     @property
-    def _lock(self) -> Path:  # the scheduler that uses the file holds a lock on it, and its address is in it
+    def _lock(self) -> Path:  # the scheduler that uses the state locks this file, and writes its address into it
         return self.folder / f"{FILE}.lock"
 
     @property
@@ -37,11 +37,11 @@ class State:
 
     @property
     def size(self) -> str:
-        """How much it holds, for a person to read."""
+        """Its size, for a person to read."""
         return f"{sum(path.stat().st_size for path in self._parts) / 1e6:.1f} MB"
 
     def make_folder(self) -> None:
-        """Make the folder if it is missing, for its owner alone. Raises CannotRun if it cannot be written to."""
+        """Create the folder if it is missing, only for its owner. Raises CannotRun if it cannot be written to."""
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock.touch(0o600)
@@ -53,13 +53,13 @@ class State:
     def used_by(self) -> str:
         """The address of the scheduler that uses it now, or nothing."""
         address = self._lock.read_text(encoding="utf-8", errors="replace").strip() if self._lock.exists() else ""
-        with suppress(CannotRun):  # it is none
+        with suppress(CannotRun):  # the file holds no address
             return address if Address(SCHEDULER.variable, address).answers() else ""
         return ""
 
     @property
     def in_use(self) -> str:
-        """What to say if it cannot be removed for that."""
+        """The message if it cannot be removed because it is in use."""
         return f"A scheduler uses the state in {self}. Stop it first, with Ctrl-C in its run.py."
 
     def exists(self) -> bool:
@@ -67,7 +67,7 @@ class State:
         return bool(self._parts)
 
     def remove(self) -> "State":
-        """Move it into a folder for what the latest reset removed, and return that. Raises CannotRun if in use."""
+        """Move it into the folder of the latest reset, and return that. Raises CannotRun if it is in use."""
         from local_services.scheduler.ownership import Ownership, StateUnusable
 
         try:
@@ -88,5 +88,5 @@ class State:
 
 
 def state() -> State:
-    """This collection's state: where STATE_DIRECTORY says, or in .state; a relative path counts from the collection."""
+    """This collection's state: in STATE_DIRECTORY, or in .state; a relative path is relative to the collection."""
     return State(ROOT / Path(environment(ROOT).get("STATE_DIRECTORY") or ".state").expanduser())

@@ -1,4 +1,4 @@
-"""Starts processes, passes on what they say, and ends them all, whatever happens in between."""
+"""Starts processes, prints their output, and always ends all of them."""
 
 import os
 import shutil
@@ -19,10 +19,10 @@ from local_services.addresses import ROOT, CannotRun, Service
 from local_services.service import HOST
 
 READY_SECONDS = 60.0
-LAST_WORD_SECONDS = 3.0  # for a client after Ctrl-C: it may want to say how to come back
-NOTICE_SECONDS = 2.0  # of stopping, until the reader is told what it is that takes so long
-HURRIED_SECONDS = 0.3  # for each, after a second Ctrl-C
-STOP_SECONDS = {"client": 2.0, "worker": 10.0, "service": 5.0}  # in this order; the worker's after the notice
+LAST_WORD_SECONDS = 3.0  # for a client after Ctrl-C: it may print how to come back
+NOTICE_SECONDS = 2.0  # if stopping takes longer, a line says why
+HURRIED_SECONDS = 0.3  # for each process, after a second Ctrl-C
+STOP_SECONDS = {"client": 2.0, "worker": 10.0, "service": 5.0}  # in this order; the worker's begin after the notice
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
 
@@ -34,8 +34,8 @@ WORKER = f"""
 import os, sys
 os.execv(sys.executable, [sys.executable, "worker.py"])
 """
-# Until the client has imported what it needs and can handle Ctrl-C, Python would answer that with a traceback.
-# It imports the most of it while the worker starts, and waits: at the end of a pipe, which it is told to go on by.
+# On Ctrl-C, Python would print a traceback until the client has imported its libraries and can handle the signal.
+# It imports most of them while the worker starts. Then it waits for a byte from a pipe.
 CLIENT = f"""
 import os, sys
 sys.excepthook = lambda kind, *rest: kind is KeyboardInterrupt or sys.__excepthook__(kind, *rest)
@@ -55,12 +55,12 @@ Kind = Literal["client", "worker", "service"]
 
 
 class Interrupted(Exception):
-    """Ctrl-C, or another signal that asks to end."""
+    """Ctrl-C, or another signal to stop."""
 
 
 @dataclass
 class Process:
-    """A running program, and what is known of it."""
+    """A running program, and what is known about it."""
 
     kind: Kind
     name: str
@@ -68,15 +68,15 @@ class Process:
     ready: str = ""  # its ready line, once it came
     exit_code: int | None = None
     asked_to_end: bool = False
-    needed: bool = True  # the rest cannot go on without it
-    gate: int = 0  # of a client that waits: the end of the pipe to write to
+    needed: bool = True  # the rest cannot continue without it
+    gate: int = 0  # for a client that waits: the end of the pipe to write to
 
     def ask_to_end(self) -> None:
-        """Ask it to end: a service by the end of its input, everything else by a signal."""
+        """Ask it to end: a service by closing its input, everything else by a signal."""
         self.asked_to_end = True
         if self.popen.stdin:
             self.popen.stdin.close()
-        if not self.popen.stdin or not self.ready:  # a service that still starts does not read yet
+        if not self.popen.stdin or not self.ready:  # a service that is still starting does not read yet
             self.popen.terminate()
 
     @property
@@ -85,7 +85,7 @@ class Process:
         return "" if self.exit_code is None else f" (exit code {shell_code(self.exit_code)})"
 
     def kill(self) -> None:
-        """End it, with all that it has started."""
+        """Kill it, and all processes that it has started."""
         with suppress(ProcessLookupError):
             if self.kind != "client" and sys.platform != "win32":
                 os.killpg(self.popen.pid, signal.SIGKILL)
@@ -97,15 +97,15 @@ class Process:
 class Supervisor:
     """The processes of one command. Leaving the `with` ends them.
 
-    Threads and signal handlers do no more than put events into one queue, and the main thread takes them out where it
-    is ready for them. So no Ctrl-C can strike between the start of a process and the note that it runs.
+    Threads and signal handlers only put events into one queue. The main thread takes them out where it is ready for
+    them. So Ctrl-C cannot interrupt it after it has started a process and before it has recorded it.
     """
 
     def __init__(self) -> None:
         self._events: SimpleQueue[int | tuple[Process, str | None]] = SimpleQueue()
         self._processes: list[Process] = []
-        self.signal = 0  # the one that interrupted, if one did
-        self._hurried = False  # by a second one
+        self.signal = 0  # the signal that interrupted, if any
+        self._hurried = False  # after a second signal
 
     def __enter__(self) -> "Supervisor":
         for number in SIGNALS:
@@ -134,7 +134,7 @@ class Supervisor:
         return {service: process.ready.partition(": ")[2] for service, process in processes.items()}
 
     def start_beside(self, service: Service, port: int, env: dict[str, str]) -> str:
-        """Start a service on this port that nothing waits for, and that may fail; returns its address."""
+        """Start a service on this port without waiting for it; it may fail. Returns its address."""
         self._start_service(service, port, env, [], urgent=False).needed = False
         return f"http://{HOST}:{port}"
 
@@ -150,8 +150,8 @@ class Supervisor:
     ) -> Process:
         """Start the sample's client on this terminal, or with another standard input.
 
-        If it `waits`, it imports its libraries and goes no further until `run_client`. (Not on Windows, where it may
-        ask before the worker is there to answer; the scheduler keeps the question.)
+        With `waits` it imports its libraries and then waits for `run_client`. (Not on Windows, where it may ask before
+        the worker is ready; the scheduler keeps the question.)
         """
         readable, writable = os.pipe() if waits and sys.platform != "win32" else (0, 0)
         command = [sys.executable, "-c", CLIENT, str(readable), str(sample / "client.py"), *arguments]
@@ -164,7 +164,7 @@ class Supervisor:
         return client
 
     def run_client(self, client: Process) -> int:
-        """Let the client go on to its end; returns its exit code."""
+        """Let the client run until it ends; returns its exit code."""
         if client.gate:
             with suppress(BrokenPipeError):  # it has ended already
                 os.write(client.gate, b"!")
@@ -178,13 +178,13 @@ class Supervisor:
         return shell_code(client.exit_code)
 
     def wait(self) -> None:
-        """Pass on what the processes say, until a signal comes or one of them ends."""
+        """Print what the processes print, until a signal comes or one of them ends."""
         self._wait_until(lambda: any(process.needed and process.exit_code is not None for process in self._processes))
 
     def stop(self, hurry: bool = False) -> None:
         """End all processes, the client first and the services last.
 
-        With `hurry` a worker gets no time to finish its work. A signal in the meantime is such an order too.
+        With `hurry`, or after another signal, a worker gets no time to finish its work.
         """
         for kind, seconds in STOP_SECONDS.items():
             if hurry and kind == "worker":
@@ -207,7 +207,7 @@ class Supervisor:
         return self._start("service", service.name, command, cwd=ROOT, env=env, stdin=subprocess.PIPE)
 
     def _start(self, kind: Kind, name: str, command: list[str], *, env: dict[str, str], **options: Any) -> Process:
-        # In a group of its own: the terminal's Ctrl-C is for the client, the rest ends in order after it.
+        # In its own process group: the terminal's Ctrl-C reaches only the client. The others are stopped after it.
         if sys.platform == "win32":
             options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
         else:
@@ -230,13 +230,13 @@ class Supervisor:
         threading.Thread(target=watch, daemon=True).start()
 
     def _wait_until(self, condition: Callable[[], bool], seconds: float = float("inf")) -> bool:
-        """Take in events until the condition holds; False if it does not in time. Raises Interrupted."""
+        """Handle events until the condition holds; False if it does not in time. Raises Interrupted."""
         deadline = time.monotonic() + seconds
         while not condition():
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            with suppress(Empty):  # in slices: on Windows an endless wait would not hear Ctrl-C
+            with suppress(Empty):  # at most a second at a time: on Windows, Ctrl-C does not interrupt a longer wait
                 self._take_in(self._events.get(timeout=min(left, 1.0)))
         return True
 
@@ -251,7 +251,7 @@ class Supervisor:
                 return self._wait_until(ended, HURRIED_SECONDS)
             is_worker = bool(processes) and processes[0].kind == "worker"
             if is_worker and seconds > NOTICE_SECONDS and not self._wait_until(ended, NOTICE_SECONDS):
-                note("The worker finishes what it has in hand; Ctrl-C ends it at once.")
+                note("The worker is finishing its work; press Ctrl-C to stop it immediately.")
             return self._wait_until(ended, seconds)
         except Interrupted:
             return False
@@ -277,13 +277,13 @@ class Supervisor:
 
 
 def shell_code(exit_code: int | None) -> int:
-    """An exit code as a shell reports it: 128 and the signal's number for a process that a signal ended."""
+    """An exit code as a shell reports it: 128 plus the signal's number for a process that a signal ended."""
     return 128 - exit_code if exit_code and exit_code < 0 else exit_code or 0
 
 
 def note(text: str, faint: bool = False) -> None:
-    """Tell the reader something on stderr; stdout is the client's alone."""
-    with suppress(OSError):  # the terminal may be gone, and the processes are still to be ended
+    """Print to stderr; stdout is only for the client."""
+    with suppress(OSError):  # the terminal may be closed, and the processes have to be ended all the same
         print(f"\x1b[2m{text}\x1b[0m" if faint and _stderr_has_styles() else text, file=sys.stderr, flush=True)
 
 

@@ -82,7 +82,7 @@ def test_a_taken_port_is_named(start: Start, command: list[str]) -> None:
 def test_says_when_redis_server_breaks_down(start: Start, tmp_path: Path) -> None:
     server = start(*instead_of_redis(tmp_path, "echo Ready to accept connections; exit 3"), "0")
     assert server.wait() == 1
-    assert "broke down (exit code 3)" in server.errors
+    assert "crashed (exit code 3)" in server.errors
 
 
 def test_says_why_redis_server_does_not_start(start: Start, tmp_path: Path) -> None:

@@ -462,7 +462,7 @@ def test_reset_keeps_a_copy_until_the_next_one(project: Project) -> None:
     assert not state.exists()
     project.write(".state/scheduler.db", "old")
     project.write(".state/scheduler.db-wal", "old")
-    assert reset() == (2, "`reset` asks first, and nobody is there to answer. `reset --yes` does not ask.\n")
+    assert reset() == (2, "`reset` asks first, and needs a terminal for that. `reset --yes` does not ask.\n")
     assert reset("--yes") == (0, "Removed. A copy is in .state/before-reset until the next reset.\n")
     assert sorted(path.name for path in copy.iterdir()) == ["scheduler.db", "scheduler.db-wal"]
     project.write(".state/scheduler.db", "new")
@@ -657,7 +657,7 @@ STAGES: dict[str, tuple[Callable[[Project], None], str]] = {
     ),
     "the worker starts": (lambda p: p.add_sample("01_first", worker=NEVER_READY), "not yet"),
     "the client runs": (lambda p: p.add_sample("01_first", client=WAITING), "client waits"),
-    "a deaf worker stops": (lambda p: p.add_sample("01_first", worker=DEAF), "The worker finishes what it has"),
+    "a deaf worker stops": (lambda p: p.add_sample("01_first", worker=DEAF), "The worker is finishing its work"),
 }
 
 
@@ -845,7 +845,7 @@ def test_an_interrupted_installation_is_repeated(installation: Installation, num
     eventually(lambda: installation.log.exists() and INSTALLS in installation.log.read_text(), "the installation")
     interrupted.signal(number)
     assert interrupted.wait() == 130
-    assert interrupted.errors.endswith("Interrupted. The same command goes on from here.\n")
+    assert interrupted.errors.endswith("Interrupted. Run the same command to continue.\n")
     installation.installed()
     assert installation.run("01").output == "started ['01']\n"
     assert installation.installed() == [INSTALLS]

@@ -1,1 +1,1 @@
-"""The local scheduler: speaks the gRPC service of the Durable Task Scheduler (DTS), and keeps its state on disk."""
+"""The local scheduler: implements the gRPC service of the Durable Task Scheduler (DTS), with its state on disk."""

@@ -1,4 +1,4 @@
-"""The local scheduler: speaks the gRPC service of the Durable Task Scheduler (DTS) on this machine.
+"""The local scheduler: implements the gRPC service of the Durable Task Scheduler (DTS) on this machine.
 
 With --state it stores everything in that file: every process may be killed at any moment, and work continues.
 """
@@ -20,13 +20,13 @@ def main() -> None:
         "--sync",
         choices=["normal", "full"],
         default="normal",
-        help="normal: what was acknowledged survives the death of every process; full: the power failing too, "
-        "and each call takes as long as the disk needs to flush, often 0.1 to 4 ms (default: %(default)s)",
+        help="normal: what was acknowledged survives the death of every process; full: it also survives a power "
+        "failure, and each call takes as long as the disk needs to flush, often 0.1 to 4 ms (default: %(default)s)",
     )
     parser.add_argument(
         "--share",
         action="store_true",
-        help="if another scheduler uses the file: give its address, and take over when it ends",
+        help="if another scheduler uses the file: print its address, and take over when it ends",
     )
     arguments = parser.parse_args()
     stopped = stop_order(arguments.supervised)
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def serve(arguments: argparse.Namespace, stopped: StopOrder) -> None:
-    """Serve until told to stop. Raises StateUnusable if the state file cannot be used."""
+    """Serve until asked to stop. Raises StateUnusable if the state file cannot be used."""
     port, joined = arguments.port, ""
     ownership = Ownership(arguments.state) if arguments.state else None
     if ownership and arguments.share:
@@ -50,7 +50,7 @@ def serve(arguments: argparse.Namespace, stopped: StopOrder) -> None:
     if ownership:
         ownership.announce("")
     if joined:
-        print(f"The scheduler that this run has joined has ended; this one continues at {joined}.", file=sys.stderr)
+        print(f"The other run's scheduler has ended; this one continues at {joined}.", file=sys.stderr)
         port = int(joined.rpartition(":")[2])
     scheduler = Scheduler(Store(arguments.state, full_sync=arguments.sync == "full"))
     address = scheduler.start(port)
@@ -59,7 +59,7 @@ def serve(arguments: argparse.Namespace, stopped: StopOrder) -> None:
     if not joined:
         report_ready("scheduler", address)
     scheduler.run(stopped)
-    os._exit(0)  # streams and waiting clients end with the process: ended one by one, their peers print what gRPC notes
+    os._exit(0)  # ends all streams together: if they ended one by one, clients and workers would print gRPC's errors
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Entities: their operations in batches, signals to them, and locks over several of them."""
+"""Entities: batches of operations, signals, and locks on several entities."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     from local_services.scheduler.work import Delivery
 
 KEPT, KEPT_CHARACTERS = 1000, 8 * 1024 * 1024
-"""Entities that nothing is going on with are kept in memory up to this number, and up to this size of their states."""
+"""Idle entities are kept in memory up to this number, and up to this total size of their states."""
 
 
 class Entities:
-    """The entities of a hub. Those that something is going on with are held in memory, and some others."""
+    """The entities of a hub. All busy ones and some idle ones are held in memory."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._busy: dict[str, Entity] = {}  # with an inbox or a lock
-        self._idle: dict[str, tuple[Entity, int]] = {}  # with the size of its state; the longest unused first
+        self._idle: dict[str, tuple[Entity, int]] = {}  # with the size of its state; the least recently used first
         self._idle_size = 0
 
     def load(self) -> None:
-        """Have all operations done that wait to be."""
+        """Offer all waiting operations to workers."""
         for entity in list(self._busy.values()):
             self._hub.work.restore(entity)
             self.proceed(entity)
 
-    # What clients ask for --------------------------------------------------------------------------------------
+    # Calls of clients ------------------------------------------------------------------------------------------
 
     def signal(self, request: pb.SignalEntityRequest) -> pb.SignalEntityResponse:
         """Queue an operation of an entity, now or later."""
@@ -59,14 +59,14 @@ class Entities:
         return pb.SignalEntityResponse()
 
     def get(self, request: pb.GetEntityRequest) -> pb.GetEntityResponse:
-        """An entity's metadata, and its state if it is asked for."""
+        """An entity's metadata, and its state if the request includes it."""
         entity = self._find(request.instanceId)
         if entity is None:
             return pb.GetEntityResponse(exists=False)
         return pb.GetEntityResponse(exists=True, entity=metadata(entity, request.includeState))
 
     def busy(self, entity_id: str) -> Entity | None:
-        """The entity, if operations wait or are being done."""
+        """The entity, if it has unfinished operations."""
         entity = self._busy.get(entity_id)
         return entity if entity and entity.inbox else None
 
@@ -75,13 +75,13 @@ class Entities:
         return list(_ready(entity))
 
     def clean(self, _: pb.CleanEntityStorageRequest) -> pb.CleanEntityStorageResponse:
-        """Nothing, as DTS does: an entity without a state goes, and a lock opens, as soon as nobody needs it."""
+        """Does nothing, like DTS: entities without state and unneeded locks are removed immediately."""
         return pb.CleanEntityStorageResponse()
 
-    # What orchestrations tell them -----------------------------------------------------------------------------
+    # Messages of orchestrations --------------------------------------------------------------------------------
 
     def told(self, sender: Orchestration, event: pb.HistoryEvent) -> None:
-        """An orchestration signals, calls, locks or unlocks."""
+        """Handle an orchestration's signal, call, lock or unlock."""
         match event.WhichOneof("eventType"):
             case "entityOperationSignaled":
                 signaled = event.entityOperationSignaled
@@ -102,7 +102,7 @@ class Entities:
                     self._unlock(entity)
 
     def call(self, caller: Orchestration, call: pb.EntityOperationCalledEvent) -> None:
-        """Queue an operation whose result the caller's present execution waits for."""
+        """Queue an operation; the caller's current execution waits for the result."""
         called = pb.EntityOperationCalledEvent()
         called.CopyFrom(call)
         called.parentInstanceId.value, called.parentExecutionId.value = caller.id, caller.execution
@@ -110,7 +110,7 @@ class Entities:
         self._hub.send(called.targetInstanceId.value, event, None, caller.caller_trace)
 
     def call_again(self, caller: Orchestration, call: pb.EntityOperationCalledEvent) -> None:
-        """Call once more for a rewound execution; an operation that still waits is not queued twice."""
+        """Call again for a rewound execution; an operation that is still queued is not queued twice."""
         entity = self._busy.get(call.targetInstanceId.value)
         for message in entity.inbox if entity else ():
             called = message.event.entityOperationCalled
@@ -121,7 +121,7 @@ class Entities:
         self.call(caller, call)
 
     def release(self, instance_id: str) -> None:
-        """An orchestration has ended: open the locks that it holds, and forget those that it waits for."""
+        """An orchestration has ended: release its locks, and remove its requests for locks."""
         for entity in list(self._busy.values()):
             if entity.owner == instance_id:
                 self._unlock(entity)
@@ -140,7 +140,7 @@ class Entities:
         self.proceed(entity)
 
     def proceed(self, entity: Entity) -> None:
-        """Grant the lock if it is its turn, and have waiting operations done."""
+        """Grant the lock if the next message asks for it, and offer waiting operations to workers."""
         while entity.inbox and not entity.lock and not entity.attempts.token and _lock_request_of(entity.inbox[0]):
             self._grant(entity, entity.inbox.pop(0))
         if next(_ready(entity), None):
@@ -150,7 +150,7 @@ class Entities:
         self.keep(entity)
 
     def fill(self, item: pb.EntityBatchRequest, entity: Entity, delivery: Delivery) -> None:
-        """Put the operations that are ready into a work item, as many as fit."""
+        """Put as many ready operations into a work item as fit."""
         item.instanceId = entity.id
         if entity.state is not None:
             item.entityState.value = entity.state
@@ -168,7 +168,7 @@ class Entities:
                 request.traceContext.CopyFrom(message.trace)
 
     def complete(self, entity: Entity, result: pb.EntityBatchResult, messages: list[Message]) -> str | None:
-        """Store the new state, tell callers their results, send what the operations sent; says what is too large."""
+        """Store the new state, send results to callers, do the operations' actions; returns what is too large."""
         payloads = [(f"state of entity '{entity.id}'", result.entityState.value)]
         payloads += [(f"result of entity '{entity.id}'", r.success.result.value) for r in result.results]
         payloads += [
@@ -183,7 +183,7 @@ class Entities:
             self._fail(entity, messages, result.failureDetails)
             return None
         entity.state = result.entityState.value or None
-        done = messages[: len(result.results)]  # what has no result was not done, and waits on
+        done = messages[: len(result.results)]  # operations without a result were not done, and stay queued
         for message, outcome in zip(done, result.results, strict=False):
             self._answer(message, outcome)
         self._finish(entity, done)
@@ -192,7 +192,7 @@ class Entities:
         return None
 
     def fail(self, entity: Entity, details: pb.TaskFailureDetails) -> None:
-        """Fail the operations that are ready, without a worker: the state stays as it was."""
+        """Fail the ready operations without a worker; the state does not change."""
         delivery_size, messages = 0, []
         for message in _ready(entity):
             delivery_size += message.event.ByteSize()
@@ -215,7 +215,7 @@ class Entities:
         self.proceed(entity)
 
     def _answer(self, message: Message, outcome: pb.OperationResult) -> None:
-        """Tell the execution that called, if it still runs."""
+        """Send the result to the execution that called, if it still runs."""
         if not message.event.HasField("entityOperationCalled"):
             return
         called = message.event.entityOperationCalled
@@ -233,7 +233,7 @@ class Entities:
             self._hub.send(caller.id, self._hub.event(entityOperationCompleted=completed))
 
     def _act(self, action: pb.OperationAction) -> None:
-        """Do what an operation asked for. What cannot be done is dropped: nobody waits for it."""
+        """Do an operation's action. An invalid one is dropped, because nobody waits for it."""
         try:
             match action.WhichOneof("operationActionType"):
                 case "sendSignal":
@@ -262,9 +262,9 @@ class Entities:
     # Locks -----------------------------------------------------------------------------------------------------
 
     def _grant(self, entity: Entity, message: Message) -> None:
-        """Lock the entity, and ask for the next of the set, or tell the orchestration that it has them all.
+        """Lock the entity, then request the next lock of the set, or tell the orchestration that it has all of them.
 
-        All ask in the same order, which the SDK sorts them into, so that no two wait for each other.
+        The SDK sorts the set, so all orchestrations lock in the same order and cannot deadlock.
         """
         self._hub.changes.remove_messages([message])
         requested = message.event.entityLockRequested
@@ -286,7 +286,7 @@ class Entities:
     # In memory and on disk -------------------------------------------------------------------------------------
 
     def find_or_make(self, entity_id: str) -> Entity:
-        """The entity. A new one is stored when it has a state, or is locked."""
+        """The entity. A new one is stored when it has a state or is locked."""
         entity = self._find(entity_id) or Entity(entity_id, self._hub.now)
         self._take_from_idle(entity_id)
         self._busy[entity_id] = entity
@@ -303,9 +303,9 @@ class Entities:
         return entity
 
     def keep(self, entity: Entity) -> None:
-        """Hold an entity in memory: as long as something is going on with it, or as long as there is room.
+        """Hold an entity in memory while it is busy, and afterwards while there is room.
 
-        Without a state it is forgotten when nothing is going on with it.
+        An idle entity without state is removed.
         """
         if entity.inbox or entity.lock:
             self._busy[entity.id] = entity
@@ -330,7 +330,7 @@ class Entities:
 
 
 def metadata(entity: Entity, with_state: bool) -> pb.EntityMetadata:
-    """An entity as a client sees it. `lockedBy` is the orchestration that has locked it."""
+    """An entity in the protocol's form. `lockedBy` is the orchestration that has locked it."""
     result = pb.EntityMetadata(
         instanceId=entity.id, lastModifiedTime=timestamp(entity.modified), backlogQueueSize=len(entity.inbox)
     )
@@ -361,5 +361,5 @@ def _operation(message: Message) -> pb.EntityOperationCalledEvent | pb.EntityOpe
 
 
 def _lock_request_of(message: Message) -> str:
-    """The orchestration that asks for the lock with this message; '' if it is an operation."""
+    """The orchestration that requests the lock with this message; '' if it is an operation."""
     return message.event.entityLockRequested.parentInstanceId.value

@@ -1,7 +1,7 @@
-"""One task hub as a state machine: a call and the present time go in; changes, work and answers come out.
+"""One task hub as a state machine: a call and the current time go in; changes, work and answers come out.
 
-There is no clock here, no thread, no socket and no SQL: who calls it stores the changes, and only then passes on the
-answer and the work.
+There is no clock here, no thread, no socket and no SQL: the caller stores the changes first, and then sends the answer
+and the work.
 """
 
 import heapq
@@ -17,7 +17,7 @@ from local_services.scheduler.steps import Steps
 from local_services.scheduler.work import Work
 
 REMEMBER_ANSWERS = 3600 * 1_000_000
-"""Microseconds for which a repeated request is recognised: far longer than any client repeats it."""
+"""Microseconds for which a repeated request is recognised: much longer than any client repeats it."""
 
 
 class Hub:
@@ -25,8 +25,8 @@ class Hub:
 
     Args:
         records: what is stored of this hub.
-        ids: numbers for new records, each larger than the one before, and than all that are stored.
-        nonce: differs each time a hub is loaded: it tells the tokens of before a restart from the present ones.
+        ids: numbers for new records, each larger than the one before and all stored ones.
+        nonce: differs each time a hub is loaded, so that tokens from before a restart can be recognised.
     """
 
     CALLS: ClassVar[dict[str, Callable[[Any, Any], Any]]] = {
@@ -58,10 +58,10 @@ class Hub:
         self.steps = Steps(self)
         self.entities = Entities(self)
         self._schedule: list[tuple[int, int, Message | Record]] = []  # when, number, what: a heap
-        self._scheduled: dict[int, Message] = {}  # messages to come; those taken back are still in the heap
+        self._scheduled: dict[int, Message] = {}  # messages that are not due yet; the heap also holds removed ones
 
     def load(self, now: int) -> None:
-        """Take up what is stored: all that is unfinished is handed out again."""
+        """Read what is stored: all unfinished work is redelivered."""
         self.now = now
         for orchestration in self.records.unfinished():
             self.orchestrations.live[orchestration.id] = orchestration
@@ -80,10 +80,10 @@ class Hub:
         self.entities.load()
 
     def call(self, method: str, request: Any, now: int, request_id: str = "") -> Any:
-        """Do what a gRPC call asks for; returns its answer. Of a repeated request it is the first answer.
+        """Do what a gRPC call asks for; returns its answer. A repeated request gets the first answer again.
 
         Raises:
-            Refused: it cannot be done. What has changed is to be stored all the same.
+            Refused: it cannot be done. There may be changes to store all the same.
         """
         self.now = now
         if not request_id:
@@ -96,7 +96,7 @@ class Hub:
         return answer
 
     def connect(self, worker: int, request: pb.GetWorkItemsRequest, now: int) -> None:
-        """A worker's stream begins. `worker` numbers it."""
+        """A worker's stream begins; `worker` is its number."""
         self.now = now
         self.work.connect(worker, request)
 
@@ -120,18 +120,18 @@ class Hub:
         return self._schedule[0][0] if self._schedule else None
 
     def hand_out(self) -> list[tuple[int, pb.WorkItem]]:
-        """Give waiting work to workers; returns what goes to which of them, once the changes are stored."""
+        """Assign waiting work to workers; returns what to send to which worker after the changes are stored."""
         return self.work.hand_out()
 
     def take_changes(self) -> Changes:
-        """All changes since the last time."""
+        """All changes since the last call."""
         changes, self.changes = self.changes, Changes()
         return changes
 
     # For the parts of the hub ----------------------------------------------------------------------------------
 
     def event(self, **kind: Any) -> pb.HistoryEvent:
-        """An event of this moment that is no answer to an action."""
+        """An event with the current time that does not answer an action."""
         return pb.HistoryEvent(eventId=-1, timestamp=timestamp(self.now), **kind)
 
     def send(
@@ -147,7 +147,7 @@ class Hub:
         return message
 
     def take_back(self, messages: list[Message]) -> None:
-        """Forget messages, wherever they are on their way."""
+        """Remove messages, delivered or not."""
         self.changes.remove_messages(messages)
         for message in messages:
             self._scheduled.pop(message.id, None)
@@ -164,7 +164,7 @@ class Hub:
             orchestration.timers[message.id] = message
 
     def _arrive(self, planned: Message) -> None:
-        """Deliver a message that is due. It gets a new number: it arrives after those that came in the meantime."""
+        """Deliver a message that is due. It gets a new number, because it arrives after those that came meanwhile."""
         self.changes.remove_messages([planned])
         if orchestration := self.orchestrations.live.get(planned.target):
             orchestration.timers.pop(planned.id, None)
@@ -176,12 +176,12 @@ class Hub:
             self.entities.arrive(message)
         elif orchestration := self.orchestrations.live.get(message.target):
             self.orchestrations.arrive(orchestration, message)
-        else:  # it has finished in the meantime
+        else:  # it has finished meanwhile
             self.changes.remove_messages([message])
 
 
 def request_id_of(method: str, request: Any, header: str) -> str:
-    """What a repeated request is recognised by: the client's header, or the signal's own id; '' if there is nothing.
+    """The id by which a repeated request is recognised: the client's header, or the signal's id; '' if there is none.
 
     A worker's calls need none: their completion token counts once.
     """

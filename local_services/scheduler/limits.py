@@ -1,4 +1,4 @@
-"""What is too large or malformed: DTS's limits, with a message for the person who meets them."""
+"""What is too large or malformed: DTS's limits, and the messages about them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -9,22 +9,22 @@ import grpc
 from local_services.scheduler.records import CONTINUED_AS_NEW, FINISHED, Refused
 
 PAYLOAD_LIMIT = 1024 * 1024
-"""Bytes: DTS takes no more in one input, output, event, custom status or entity state (its service limits)."""
+"""Bytes: DTS's service limit for one input, output, event, custom status or entity state."""
 
 MESSAGE_LIMIT = 4 * 1024 * 1024
-"""Bytes: a gRPC client with default options, as the SDK's workers are, receives no larger message."""
+"""Bytes: the largest message that a gRPC client with default options receives, such as the SDK's workers."""
 
 RECEIVE_LIMIT = 64 * 1024 * 1024
-"""Bytes: far more than a worker may send, so that what is too large is answered with the reason."""
+"""Bytes: much more than a worker may send, so that a larger message is answered with the reason."""
 
 NAME_LIMIT = 1024
 """Characters of an id, a name or a tag; DTS documents none."""
 
 FAILURE_LIMIT = 32 * 1024
-"""Characters of a failure's message, and of its stack trace; the causes of a failure share as much."""
+"""Characters of a failure's message, and of its stack trace; all causes of a failure together have the same limit."""
 
 TAGS_LIMIT = 100
-"""Tags of an orchestration."""
+"""Number of an orchestration's tags."""
 
 
 def check_text(what: str, text: str) -> None:
@@ -37,7 +37,7 @@ def check_instance_id(text: str) -> None:
     """Raise Refused if this cannot be an orchestration's id."""
     check_text("instance id", text)
     if text.startswith("@"):
-        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "An instance id cannot begin with '@': entities' ids do.")
+        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "An instance id cannot begin with '@': entity ids do.")
 
 
 def check_entity_id(text: str) -> None:
@@ -59,13 +59,13 @@ def check_version(version: str) -> None:
 
 
 def check_payload(what: str, text: str) -> None:
-    """Raise Refused if a payload is larger than DTS takes."""
+    """Raise Refused if a payload is larger than DTS accepts."""
     if problem := payload_problem([(what, text)]):
         raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
 
 
 def payload_problem(payloads: Iterable[tuple[str, str]]) -> str | None:
-    """What is wrong with the first payload over DTS's limit, if there is one. Each is what it is, and its text."""
+    """The message about the first payload over DTS's limit, if there is one. Each is a description and a text."""
     for what, text in payloads:
         if len(text) > PAYLOAD_LIMIT // 4 and (size := len(text.encode())) > PAYLOAD_LIMIT:
             return f"The {what} has {size:,} bytes; the scheduler stores {PAYLOAD_LIMIT:,} (1 MB) at most."
@@ -78,12 +78,12 @@ def too_large(problem: str) -> pb.TaskFailureDetails:
 
 
 def failure(kind: str, message: str) -> pb.TaskFailureDetails:
-    """A failure that the scheduler itself reports; trying again would not help."""
+    """A failure that the scheduler itself reports; a retry would not help."""
     return pb.TaskFailureDetails(errorType=kind, errorMessage=message, isNonRetriable=True)
 
 
 def shorten_failure(holder: Any) -> None:
-    """Shorten the holder's failureDetails if they are long: whoever reads an orchestration must be able to."""
+    """Shorten the holder's failureDetails if they are too long for a client to receive."""
     details = holder.failureDetails
     if details.ByteSize() <= FAILURE_LIMIT:
         return
@@ -110,10 +110,10 @@ def step_failure(response: pb.OrchestratorResponse) -> pb.TaskFailureDetails | N
 
 
 def _payloads(response: pb.OrchestratorResponse) -> Iterator[tuple[str, str]]:
-    """All that a step of an orchestrator wants stored: what it is, and its text."""
+    """Everything that an orchestrator's step wants to store: a description and a text."""
     yield "custom status", response.customStatus.value
     for action in response.actions:
-        # A field that is not set reads as the empty string.
+        # A field that is not set is the empty string.
         match action.WhichOneof("orchestratorActionType"):
             case "completeOrchestration":
                 yield "output", action.completeOrchestration.result.value
@@ -156,9 +156,9 @@ def _action_problem(action: pb.OrchestratorAction) -> str | None:
                 case "entityUnlockSent":
                     return None
                 case _:
-                    return "It sends an entity an unknown message."
+                    return "It sends an unknown message to an entity."
         case None:
-            return "It asks for something unknown."
+            return "It contains an unknown action."
         case _:
             return None
     return None
@@ -193,5 +193,5 @@ def _text_problem(what: str, text: str) -> str | None:
 def _entity_id_problem(text: str) -> str | None:
     name, _, key = text[1:].partition("@")
     if not text.startswith("@") or not name or not key:
-        return f"An entity's id reads @name@key, not '{text[:80]}'."
+        return f"An entity id has the form @name@key, not '{text[:80]}'."
     return _text_problem("entity's id", text)

@@ -1,4 +1,4 @@
-"""Orchestrations: started, told of events, suspended, ended, restarted, rewound, purged. Their steps: steps.py."""
+"""Orchestrations: starting, events, suspending, ending, restarting, rewinding, purging. Their steps: steps.py."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from local_services.scheduler.records import (
 if TYPE_CHECKING:
     from local_services.scheduler.hub import Hub
 
-PURGE_AT_A_TIME = 200  # so that one call does not hold up all others
+PURGE_AT_A_TIME = 200  # so that one call does not delay all others
 
 
 class Orchestrations:
@@ -47,14 +47,14 @@ class Orchestrations:
         self.live: dict[str, Orchestration] = {}
 
     def load(self) -> None:
-        """Have all steps done that wait to be."""
+        """Offer all waiting steps to workers."""
         for orchestration in self.live.values():
             self.offer(orchestration)
 
-    # What clients ask for --------------------------------------------------------------------------------------
+    # Calls of clients ------------------------------------------------------------------------------------------
 
     def start(self, request: pb.CreateInstanceRequest) -> pb.CreateInstanceResponse:
-        """Start an orchestration. Refused if there is one of this id, unless the reuse policy allows to replace it."""
+        """Start an orchestration. Raises Refused if the id exists, unless the reuse policy allows replacing it."""
         instance_id = request.instanceId or f"{self._hub.next_id():x}"
         check_instance_id(instance_id)
         check_text("orchestration's name", request.name)
@@ -68,7 +68,7 @@ class Orchestrations:
         if existing := self.find(instance_id):
             if existing.status not in replaceable:
                 status = pb.OrchestrationStatus.Name(existing.status).removeprefix("ORCHESTRATION_STATUS_").lower()
-                problem = f"There is an orchestration with instance id '{instance_id}' already; it is {status}."
+                problem = f"An orchestration with instance id '{instance_id}' exists already; it is {status}."
                 raise Refused(grpc.StatusCode.ALREADY_EXISTS, problem)
             if existing.status not in FINISHED:
                 self.end(existing, None, False)  # so that its caller does not wait indefinitely
@@ -88,7 +88,7 @@ class Orchestrations:
         return pb.GetInstanceResponse(exists=True, orchestrationState=state(orchestration, request.getInputsAndOutputs))
 
     def raise_event(self, request: pb.RaiseEventRequest) -> pb.RaiseEventResponse:
-        """Raise an external event; one for a finished orchestration is dropped without a word, as by DTS."""
+        """Raise an external event; one for a finished orchestration is silently dropped, like in DTS."""
         check_text("event's name", request.name)
         check_payload(f"data of event '{request.name}'", request.input.value)
         if orchestration := self._running(request.instanceId):
@@ -104,7 +104,7 @@ class Orchestrations:
         return pb.TerminateResponse()
 
     def suspend(self, request: pb.SuspendRequest) -> pb.SuspendResponse:
-        """Suspend an orchestration: a step that a worker has is finished, and what arrives from now on waits."""
+        """Suspend an orchestration: a worker finishes the step that it has; events that arrive later wait."""
         orchestration = self._running(request.instanceId)
         if orchestration and orchestration.status != SUSPENDED:
             check_payload("reason", request.reason.value)
@@ -117,7 +117,7 @@ class Orchestrations:
         return pb.SuspendResponse()
 
     def resume(self, request: pb.ResumeRequest) -> pb.ResumeResponse:
-        """Have a suspended orchestration continue."""
+        """Let a suspended orchestration continue."""
         orchestration = self._running(request.instanceId)
         if orchestration and orchestration.status == SUSPENDED:
             check_payload("reason", request.reason.value)
@@ -129,7 +129,7 @@ class Orchestrations:
         return pb.ResumeResponse()
 
     def restart(self, request: pb.RestartInstanceRequest) -> pb.RestartInstanceResponse:
-        """Start a finished orchestration again with its input; under a new id also one that still runs."""
+        """Start a finished orchestration again with its input; with a new id also a running one."""
         find = self._existing if request.restartWithNewInstanceId else self._finished
         old = find(request.instanceId)
         started = pb.ExecutionStartedEvent(name=old.name, tags=old.tags)
@@ -146,7 +146,7 @@ class Orchestrations:
         return pb.RestartInstanceResponse(instanceId=instance_id)
 
     def rewind(self, request: pb.RewindInstanceRequest) -> pb.RewindInstanceResponse:
-        """Have a failed orchestration try again what failed. Its worker works out from which point of its history."""
+        """Let a failed orchestration retry what failed. Its worker decides from which point of the history."""
         orchestration = self._finished(request.instanceId)
         if orchestration.status != FAILED:
             problem = f"Orchestration '{orchestration.id}' has not failed: only a failed one can be rewound."
@@ -157,7 +157,7 @@ class Orchestrations:
         return pb.RewindInstanceResponse()
 
     def purge(self, request: pb.PurgeInstancesRequest) -> pb.PurgeInstancesResponse:
-        """Forget finished orchestrations; of many that fit a filter only some, to be continued."""
+        """Remove finished orchestrations; with a filter at most PURGE_AT_A_TIME, and the caller asks again."""
         if request.HasField("purgeInstanceFilter"):
             ids = self._hub.records.finished(request.purgeInstanceFilter, PURGE_AT_A_TIME)
         else:
@@ -169,7 +169,7 @@ class Orchestrations:
     # Steps -----------------------------------------------------------------------------------------------------
 
     def arrive(self, orchestration: Orchestration, message: Message) -> None:
-        """Let an orchestration see an event in its next step."""
+        """Deliver an event with the orchestration's next step."""
         orchestration.inbox.append(message)
         self.offer(orchestration)
 
@@ -178,7 +178,7 @@ class Orchestrations:
             self._hub.work.offer(orchestration)
 
     def fail(self, orchestration: Orchestration, details: pb.TaskFailureDetails) -> None:
-        """End an orchestration that no worker can step on."""
+        """Fail an orchestration without a worker."""
         self.finish(orchestration, FAILED, None, details, self._unseen(orchestration))
 
     # Beginnings and ends ---------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ class Orchestrations:
         started: pb.ExecutionStartedEvent,
         parent: tuple[str | None, int | None, int | None] = (None, None, None),
     ) -> None:
-        """Begin an execution. `parent` is the id and key of the one that calls it, and as which of its tasks."""
+        """Begin an execution. `parent` is the caller's id and key, and the number of the caller's task."""
         now = self._hub.now
         parent_id, parent_key, parent_task = parent
         start_at = micros(started.scheduledStartTimestamp) if started.HasField("scheduledStartTimestamp") else None
@@ -231,7 +231,7 @@ class Orchestrations:
         details: pb.TaskFailureDetails | None,
         events: list[pb.HistoryEvent],
     ) -> None:
-        """End an orchestration after these last events, and tell who waits for it."""
+        """End an orchestration after these last events, and tell its parent."""
         completed = pb.ExecutionCompletedEvent(orchestrationStatus=status, failureDetails=details)  # pyright: ignore[reportArgumentType]
         if output is not None:
             completed.result.value = output
@@ -243,7 +243,7 @@ class Orchestrations:
         self.tell_parent(orchestration)
 
     def _leave(self, orchestration: Orchestration) -> None:
-        """Give up all that only a running orchestration has."""
+        """Remove everything that only a running orchestration has."""
         self._hub.work.withdraw(orchestration)
         self._hub.take_back([*orchestration.inbox, *orchestration.timers.values()])
         orchestration.inbox.clear()
@@ -278,7 +278,7 @@ class Orchestrations:
                 self.end(child, output, recurse)
 
     def _purge(self, instance_id: str, recursive: bool) -> int:
-        """Forget a finished orchestration, and with `recursive` those that it called; returns how many."""
+        """Remove a finished orchestration, and with `recursive` those that it called; returns how many."""
         orchestration = self.find(instance_id)
         if orchestration is None or orchestration.status not in FINISHED:
             return 0
@@ -287,7 +287,7 @@ class Orchestrations:
         return 1 + sum(self._purge(child, recursive) for child in children)
 
     def remove(self, orchestration: Orchestration) -> None:
-        """Forget an execution, with all that belongs to it."""
+        """Remove an execution, and everything that belongs to it."""
         self._leave(orchestration)
         self._hub.work.remove_activities(orchestration.key)
         self._hub.changes.remove_execution(orchestration.key)
@@ -310,32 +310,32 @@ class Orchestrations:
         """An orchestration, finished or not."""
         if orchestration := self.live.get(instance_id):
             return orchestration
-        changes = self._hub.changes  # of this call: they are not stored yet
+        changes = self._hub.changes  # this call's changes are not stored yet
         if changed := [changed for changed in changes.orchestrations.values() if changed.id == instance_id]:
             return changed[0]
         stored = self._hub.records.orchestration(instance_id)
         return stored if stored and stored.key not in changes.removed_executions else None
 
     def _existing(self, instance_id: str) -> Orchestration:
-        """An orchestration, finished or not. Raises Refused if there is none of this id."""
+        """An orchestration, finished or not. Raises Refused if there is none with this id."""
         if orchestration := self.find(instance_id):
             return orchestration
         raise Refused(grpc.StatusCode.NOT_FOUND, f"There is no orchestration with instance id '{instance_id}'.")
 
     def _running(self, instance_id: str) -> Orchestration | None:
-        """A running orchestration, or None if it is finished. Raises Refused if there is none of this id."""
+        """A running orchestration, or None if it is finished. Raises Refused if there is none with this id."""
         orchestration = self._existing(instance_id)
         return None if orchestration.status in FINISHED else orchestration
 
     def _finished(self, instance_id: str) -> Orchestration:
-        """A finished orchestration. Raises Refused if it is not, or there is none of this id."""
+        """A finished orchestration. Raises Refused if it is not finished, or there is none with this id."""
         orchestration = self._existing(instance_id)
         if orchestration.status in FINISHED:
             return orchestration
         raise Refused(grpc.StatusCode.FAILED_PRECONDITION, f"Orchestration '{instance_id}' has not finished.")
 
     def _unseen(self, orchestration: Orchestration) -> list[pb.HistoryEvent]:
-        """The events that no step has seen, for the history of one that ends without another step."""
+        """The events that no step has seen, for the history of an orchestration that ends without another step."""
         events = [message.event for message in in_order(orchestration)]
         return [self._hub.event(orchestratorStarted=pb.OrchestratorStartedEvent()), *events]
 
@@ -355,7 +355,7 @@ class Orchestrations:
 
 
 def state(orchestration: Orchestration, payloads: bool) -> pb.OrchestrationState:
-    """An orchestration as a client sees it, with its input and output or without."""
+    """An orchestration in the protocol's form, with or without its input and output."""
     result = pb.OrchestrationState(
         instanceId=orchestration.id,
         name=orchestration.name,

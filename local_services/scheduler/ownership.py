@@ -1,4 +1,4 @@
-"""One state file, one scheduler: the one with the lock. Others may stand by, and take over when it ends."""
+"""Only the scheduler that holds the lock uses the state file. Others may wait, and take over when it ends."""
 
 import os
 from collections.abc import Callable
@@ -12,12 +12,12 @@ STANDBY_SECONDS = 0.2  # between two attempts to take over
 class Ownership:
     """The lock of a state file. It ends with the process that holds it, however that ends.
 
-    The address of the scheduler that holds it stands in the lock's file.
+    The lock's file contains the address of the scheduler that holds it.
     """
 
     def __init__(self, state: str) -> None:
         self._state = state
-        path = f"{os.path.realpath(state)}.lock"  # the same one, whatever link leads to the file
+        path = f"{os.path.realpath(state)}.lock"  # the same for all links to the file
         with explained(state):
             self._file: IO[str] = os.fdopen(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "r+")
 
@@ -34,9 +34,9 @@ class Ownership:
 
         Args:
             joined: called once with the address of the scheduler that has it.
-            wait: waits for so many seconds; says whether to give up.
+            wait: waits for this number of seconds; returns whether to give up.
 
-        Returns: the address to take over; '' if nobody had the lock; None if there is nothing more to wait for.
+        Returns: the address to take over; '' if nobody had the lock; None if it has given up.
         """
         address = ""
         while not self._lock():
@@ -53,7 +53,7 @@ class Ownership:
         return self._file.read().strip()
 
     def announce(self, address: str) -> None:
-        """Say where the scheduler that has the lock is; '' while it is starting."""
+        """Write the address of the scheduler that has the lock; '' while it is starting."""
         with explained(self._state):
             self._file.seek(0)
             self._file.truncate()
@@ -65,7 +65,7 @@ class Ownership:
             if os.name == "nt":
                 import msvcrt
 
-                self._file.seek(1 << 30)  # what is locked there cannot be read: not the address
+                self._file.seek(1 << 30)  # locked bytes cannot be read, so not those of the address
                 msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
             else:
                 import fcntl

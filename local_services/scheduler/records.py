@@ -1,4 +1,4 @@
-"""What a task hub remembers: orchestrations, activities, entities, and the messages on their way to them."""
+"""What a task hub stores: orchestrations, activities, entities, and the messages to them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ _FIRST_TIME, _LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
 
 
 class Refused(Exception):
-    """A call that cannot be done, with the gRPC status and the message for its caller. What is stored is unharmed."""
+    """A call that cannot be done, with the gRPC status and the message for its caller."""
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(message)
@@ -34,7 +34,7 @@ class Refused(Exception):
 
 
 def micros(time: Timestamp) -> int:
-    """A protobuf time as microseconds since 1970; what is before the year 1 or after 9999 is cut to that."""
+    """A protobuf time as microseconds since 1970, limited to the years 1 to 9999."""
     return max(_FIRST_TIME, min(_LAST_TIME, time.seconds * 1_000_000 + time.nanos // 1000))
 
 
@@ -45,13 +45,13 @@ def timestamp(time: int) -> Timestamp:
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """An event on its way to an orchestration or an entity.
+    """An event to an orchestration or an entity, which has not handled it yet.
 
     Attributes:
         id: numbers messages in their order of arrival.
         target: the orchestration's instance id, or the entity's id, which begins with '@'.
-        trace: the trace that the sender of an entity's operation belongs to.
-        due: when it is delivered, in microseconds since 1970; None once it has arrived.
+        trace: the trace of the sender, for an entity's operation.
+        due: when it is delivered, in microseconds since 1970; None when it has arrived.
     """
 
     id: int
@@ -63,19 +63,19 @@ class Message:
 
 Kind = Literal["orchestration", "activity", "entity"]
 Group = tuple[Kind, str, str]
-"""What decides which workers may have a piece of work: its kind, name and version."""
+"""What decides which workers may get a piece of work: its kind, name and version."""
 
 
 @dataclass(slots=True, eq=False)
 class Attempts:
-    """What is known of the attempts at a record's present piece of work. Not stored: a restart begins anew.
+    """What is known about the attempts at a record's current work. Not stored: after a restart it is empty.
 
     Attributes:
-        token: of the delivery, while a worker has it.
-        queued: whether it waits for a worker.
+        token: the delivery's token, while a worker has the work.
+        queued: whether the work waits for a worker.
         paused: until when it waits after an abandoned attempt, in microseconds since 1970; 0 if it does not.
         avoid: the worker that abandoned it last, which gets it again only if there is no other.
-        abandoned, counted: how often it was abandoned, and how often of these the work itself may be the reason.
+        abandoned, counted: how often it was abandoned, and how often the work itself may have been the reason.
         first: when it was abandoned the first time that counts.
         deaths: how often in a row its worker's stream ended.
     """
@@ -92,18 +92,18 @@ class Attempts:
 
 @dataclass(slots=True, eq=False)
 class Orchestration:
-    """One execution of an orchestration; a restart or continue-as-new begins another under the same instance id.
+    """One execution of an orchestration; a restart or continue-as-new begins another with the same instance id.
 
     Attributes:
-        key: numbers the execution; its history and its activities are stored under it.
+        key: the execution's number; its history and its activities are stored with it.
         created, updated, completed, start_at: microseconds since 1970.
-        parent, parent_key, parent_task: the execution that called this one, and as which of its tasks.
-        caller_trace: the trace of who started it.
-        own_trace: what its worker wants back with the next step, to continue its trace.
+        parent, parent_key, parent_task: the execution that called this one, and the number of that call's task.
+        caller_trace: the trace of the client or orchestration that started it.
+        own_trace: sent to the worker with the next step, so that it continues its trace.
         history: None until it is needed.
         chunks: how many parts of the history are stored.
         inbox: events that have arrived, and that no finished step has seen.
-        timers: messages to come that are its own: timers, and its own delayed start.
+        timers: its messages that are not due yet: timers, and its delayed start.
     """
 
     key: int
@@ -133,18 +133,18 @@ class Orchestration:
 
     @property
     def group(self) -> Group:
-        """Which workers may have its steps."""
+        """Which workers may get its steps."""
         return ("orchestration", self.name, self.version or "")
 
     @property
     def execution(self) -> str:
-        """The execution's id, as it is written in messages."""
+        """The execution's id in the protocol's messages."""
         return f"{self.key:x}"
 
 
 @dataclass(slots=True, eq=False)
 class Activity:
-    """A call of an activity that has not finished. `key` is that of the orchestration that made it."""
+    """An unfinished call of an activity. `key` is that of the orchestration that made it."""
 
     id: int
     key: int
@@ -153,16 +153,16 @@ class Activity:
 
     @property
     def group(self) -> Group:
-        """Which workers may have it."""
+        """Which workers may get it."""
         return ("activity", self.request.name, self.request.version.value)
 
 
 @dataclass(slots=True, eq=False)
 class Entity:
-    """An entity. `modified` increases with every change of its state, whatever the clock does.
+    """An entity. `modified` increases with every change of its state, even if the clock goes back.
 
     Attributes:
-        lock, owner: the critical section that has locked it, and the orchestration that is inside; "" if none.
+        lock, owner: the critical section that has locked it, and its orchestration; "" if none.
         inbox: operations and requests for its lock, in their order of arrival.
     """
 
@@ -176,7 +176,7 @@ class Entity:
 
     @property
     def group(self) -> Group:
-        """Which workers may have its operations."""
+        """Which workers may get its operations."""
         return ("entity", self.id[1:].partition("@")[0], "")
 
 
@@ -184,7 +184,7 @@ Record = Orchestration | Activity | Entity
 
 
 class Changes:
-    """What one call changes: the records to be written, and those to be removed."""
+    """What one call changes: the records to write, and those to remove."""
 
     def __init__(self) -> None:
         self.orchestrations: dict[int, Orchestration] = {}
@@ -192,7 +192,7 @@ class Changes:
         self.activities: dict[int, Activity] = {}
         self.entities: dict[str, Entity] = {}
         self.messages: dict[int, Message] = {}
-        self.answers: list[tuple[str, bytes, int]] = []  # id of the request, what it was answered, when
+        self.answers: list[tuple[str, bytes, int]] = []  # id of the request, answer, time
         self.removed_executions: set[int] = set()  # with their histories
         self.removed_activities: set[int] = set()
         self.removed_entities: set[str] = set()
@@ -202,36 +202,36 @@ class Changes:
         return any(vars(self).values())
 
     def remove_execution(self, key: int) -> None:
-        """Forget an execution and its history."""
+        """Remove an execution and its history."""
         self.orchestrations.pop(key, None)
         self.history = [chunk for chunk in self.history if chunk[0] != key]
         self.removed_executions.add(key)
 
     def remove_entity(self, entity_id: str) -> None:
-        """Forget an entity."""
+        """Remove an entity."""
         self.entities.pop(entity_id, None)
         self.removed_entities.add(entity_id)
 
     def remove_messages(self, messages: Iterable[Message]) -> None:
-        """Forget messages; of one that came with this very change, nothing is written at all."""
+        """Remove messages; one that was added in these same changes is not written at all."""
         for message in messages:
             if self.messages.pop(message.id, None) is None:
                 self.removed_messages.add(message.id)
 
     def replace_message(self, message: Message) -> None:
-        """Write a message anew: its event has changed."""
+        """Write a message again, because its event has changed."""
         if message.id not in self.messages:
             self.removed_messages.add(message.id)
             self.messages[message.id] = message
 
     def remove_activity(self, activity: Activity) -> None:
-        """Forget an activity."""
+        """Remove an activity."""
         if self.activities.pop(activity.id, None) is None:
             self.removed_activities.add(activity.id)
 
 
 class Records(Protocol):
-    """What a hub reads of what is stored."""
+    """What a hub reads from the store."""
 
     def unfinished(self) -> Iterator[Orchestration]:
         """All orchestrations that are not finished, without their histories."""
@@ -266,16 +266,16 @@ class Records(Protocol):
         ...
 
     def finished(self, purge: pb.PurgeInstanceFilter, limit: int) -> list[str]:
-        """The instance ids of so many finished orchestrations that fit the filter."""
+        """The instance ids of finished orchestrations that match the filter, at most `limit`."""
         ...
 
     def answer(self, request_id: str) -> bytes | None:
-        """What a request was answered, if it was made before."""
+        """The stored answer to a request, if there is one."""
         ...
 
 
 def in_order(orchestration: Orchestration) -> list[Message]:
-    """What has arrived, with the start first: the SDK does not take an event that comes before it, of a delayed one."""
+    """What has arrived, with the start first: the SDK fails on an event before it, which a delayed start can have."""
     return sorted(orchestration.inbox, key=lambda message: not message.event.HasField("executionStarted"))
 
 

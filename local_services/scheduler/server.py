@@ -1,7 +1,7 @@
-"""A gRPC server on one thread, on the same core as the public one of grpcio.
+"""A gRPC server on one thread, built on the core of grpcio's public server.
 
-The public server hands each call from thread to thread, which takes twice as much of the processor's time as here, and
-holds a thread for each client that waits. Its core is private to grpcio: this file alone uses it, with a test.
+The public server passes each call from thread to thread, which takes twice as much processor time, and uses a thread
+for each waiting client. The core is private to grpcio: only this file uses it, and a test covers it.
 """
 
 import traceback
@@ -15,8 +15,8 @@ from grpc._cython import cygrpc
 
 from local_services.service import HOST
 
-TEXT_LIMIT = 500  # characters of an error: a client takes 8 KB of metadata, and those that are not ASCII take more
-WAITING_REQUESTS = 64  # calls that the core may take in before the loop comes round again
+TEXT_LIMIT = 500  # characters of an error: a client accepts 8 KB of metadata, and non-ASCII characters take more
+WAITING_REQUESTS = 64  # calls that the core may accept before the loop's next turn
 
 Handler = Callable[[Any, "Call"], None]
 
@@ -25,7 +25,7 @@ class Call:
     """A client's call: answered or refused once, now or later, or answered by a stream of messages.
 
     Attributes:
-        metadata: what the client sent along, by name.
+        metadata: the call's metadata, by name.
         is_over: whether the client is gone or has its answer.
     """
 
@@ -38,7 +38,7 @@ class Call:
         self._sending = self._begun = self._finishes = False
 
     def answer(self, message: Message) -> None:
-        """Answer, which ends the call."""
+        """Answer the call, which ends it."""
         self._finish(cygrpc.StatusCode.ok, "", message.SerializeToString())
 
     def refuse(self, code: grpc.StatusCode, text: str) -> None:
@@ -51,12 +51,12 @@ class Call:
         self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._ended)
 
     def send(self, message: Message) -> None:
-        """Send a message of a stream, after those that are still on their way. Only for a call that is kept."""
+        """Send a message of a stream, after those that are still being sent. Only after `keep`."""
         self._outgoing.append(message.SerializeToString())
         self._send_next()
 
     def finish(self) -> None:
-        """End a stream, after the messages that are still on their way."""
+        """End a stream, after the messages that are still being sent."""
         if self._outgoing or self._sending:
             self._finishes = True
         else:
@@ -91,7 +91,7 @@ class Call:
             self._finish(cygrpc.StatusCode.ok, "", None)
 
     def _finished(self, _: Any) -> None:
-        """The answer is on its way. (The core holds this method, and so the call, until then.)"""
+        """Does nothing. The core holds a reference to this method, and so to the call, until the answer is sent."""
 
     def _ended(self, _: Any) -> None:
         self.is_over = True
@@ -100,7 +100,7 @@ class Call:
 
 
 class Server:
-    """Takes calls in, on a port of this machine.
+    """Accepts calls on a port of this machine.
 
     Args:
         service: the name of the gRPC service.
@@ -123,13 +123,13 @@ class Server:
         return port
 
     def handle_next(self, until: float) -> bool:
-        """Handle the next event, or return when the time is over: seconds since 1970. Says whether there was one."""
+        """Handle the next event until this time (seconds since 1970); returns whether there was one."""
         event = self._queue.poll(until)
         if event.completion_type == cygrpc.CompletionType.queue_timeout:
             return False
         try:
             event.tag(event)
-        except Exception as error:  # of one call; the other calls continue
+        except Exception as error:  # only this call fails
             traceback.print_exception(error)
         return True
 
@@ -156,7 +156,8 @@ class Server:
         try:
             request = request_type.FromString(message)
         except DecodeError:
-            return call.refuse(grpc.StatusCode.INVALID_ARGUMENT, f"The request is no {request_type.DESCRIPTOR.name}.")
+            text = f"The request is not a {request_type.DESCRIPTOR.name}."
+            return call.refuse(grpc.StatusCode.INVALID_ARGUMENT, text)
         try:
             handler(request, call)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""The scheduler as a whole: stores what a call changes, and only then answers it, hands out work, wakes who waits.
+"""The whole scheduler: stores a call's changes first, and then answers it, sends work, and answers waiting clients.
 
 All of it runs on one thread, so nothing here needs a lock.
 """
@@ -28,13 +28,13 @@ from local_services.scheduler.store import StateUnusable, Store
 from local_services.service import HOST, StopOrder, listening_socket
 
 PING_SECONDS = 15.0
-"""After so long without work a stream is sent a ping, as DTS does: a worker that hears nothing for long reconnects."""
+"""A stream without work receives a ping this often, like in DTS: a worker that receives nothing for long reconnects."""
 
 LOOK_SECONDS = 0.1
-"""So long a look at a busy entity waits for a change."""
+"""How long a read of a busy entity waits for a change."""
 
-CHUNK_BYTES = 1024 * 1024  # of a history, sent in parts
-LONGEST_PAUSE = 0.2  # seconds between two looks at the clock, at signals, and at whether to stop
+CHUNK_BYTES = 1024 * 1024  # a long history is sent in parts of this size
+LONGEST_PAUSE = 0.2  # seconds until the loop checks the clock, signals, and whether to stop
 
 OPTIONS = [
     ("grpc.so_reuseport", 0),
@@ -42,13 +42,13 @@ OPTIONS = [
     # Otherwise gRPC cancels some calls at random when more than a thousand come at the same time.
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 100_000),
-    # A peer that does not answer a ping within this time is gone, or frozen: what it has goes to others.
+    # A peer that does not answer a ping within this time is dead or frozen. Its work is redelivered.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # without it, 60 seconds count, whatever the line above says
+    ("grpc.http2.ping_timeout_ms", 10_000),  # without it, the timeout is 60 seconds, despite the line above
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    # And it may ping as often itself, without being sent away for it.
+    # Peers may ping as often too. By default, gRPC would close their connection.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 ]
 
@@ -65,7 +65,7 @@ class _Stream:
 
 @dataclass(eq=False, slots=True)
 class _Wait:
-    """A client that waits for an orchestration to be as it wants it."""
+    """A client that waits until an orchestration has started or finished."""
 
     is_met: Callable[[Orchestration], bool]
     request: pb.GetInstanceRequest
@@ -74,7 +74,7 @@ class _Wait:
 
 @dataclass(eq=False, slots=True)
 class _Look:
-    """A client that looks at a busy entity."""
+    """A client that reads a busy entity."""
 
     key: tuple[str, str]  # hub, entity
     request: pb.GetEntityRequest
@@ -83,7 +83,7 @@ class _Look:
 
 
 class Scheduler:
-    """All task hubs on one store."""
+    """All task hubs of one store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -92,25 +92,25 @@ class Scheduler:
         self._streams: dict[int, _Stream] = {}
         self._waits: dict[tuple[str, str], list[_Wait]] = {}
         self._looks: dict[tuple[str, str], list[_Look]] = {}
-        self._looking: deque[_Look] = deque()  # the same, in the order in which their time is over
+        self._looking: deque[_Look] = deque()  # the same, in the order in which their time ends
         self._purges: deque[tuple[pb.PurgeInstancesRequest, Call, float, int]] = deque()
         self._trouble = ""  # why the last change could not be stored
         self._retry_at = 0.0
         self._next_tick = 0.0
         self._tidy_at = self._space_at = 0.0
-        self._started_over: set[str] = set()  # hubs whose work is still to be handed out
+        self._started_over: set[str] = set()  # hubs that were loaded again, and whose work must be sent out
         for name in store.busy_hubs():
             self._hub(name)
 
     def start(self, port: int) -> str:
         """Listen on a port of this machine (0: a free one); returns the address."""
         if port:
-            listening_socket(port).close()  # says so in one line if the port is taken; gRPC would in many
+            listening_socket(port).close()  # prints one line if the port is in use; gRPC prints many
         self._server = Server("TaskHubSidecarService", self._methods(), OPTIONS)
         return f"http://{HOST}:{self._server.start(port)}"
 
     def run(self, stopped: StopOrder) -> None:
-        """Serve until told to stop, then close the store."""
+        """Serve until asked to stop, then close the store."""
         while not stopped.given:
             pause = min(self._next_tick - time.monotonic(), LONGEST_PAUSE)
             if pause <= 0:
@@ -125,7 +125,7 @@ class Scheduler:
             "Hello": lambda _, call: call.answer(Empty()),
             "CreateTaskHub": lambda _, call: call.answer(
                 pb.CreateTaskHubResponse()
-            ),  # they come into being on first use
+            ),  # hubs are created on first use
             "GetInstance": self._get_instance,
             "GetEntity": self._get_entity,
             "WaitForInstanceStart": lambda request, call: self._wait(lambda o: o.status != PENDING, request, call),
@@ -150,7 +150,7 @@ class Scheduler:
             methods[method.name] = request_type, _refusing(handler)
         return methods
 
-    # Calls that a hub answers by itself ------------------------------------------------------------------------
+    # Calls that a hub answers ----------------------------------------------------------------------------------
 
     def _through(self, method: str) -> Handler:
         def handle(request: Any, call: Call) -> None:
@@ -160,11 +160,11 @@ class Scheduler:
         return handle
 
     def _do(self, name: str, work: Callable[[Hub], Any]) -> Any:
-        """Have a hub do something, store what it changes, then send answers and work.
+        """Let a hub do something, store its changes, then send answers and work.
 
         Raises:
             Refused: by the hub.
-            StateUnusable: it could not be stored. Nothing has happened then.
+            StateUnusable: it could not be stored. Nothing has changed then.
         """
         self._require_storage()
         hub = self._hub(name)
@@ -198,12 +198,12 @@ class Scheduler:
         return answer
 
     def _try(self, hub: str, work: Callable[[Hub], Any]) -> None:
-        """Do something that nobody waits for. What goes wrong is said on stderr, and the hub is as it is stored."""
+        """Do something that nobody waits for. After an error, which is printed, the hub is loaded from the store."""
         with suppress(Exception):
             self._do(hub, work)
 
     def _require_storage(self) -> None:
-        """While nothing can be stored, nothing is done: no worker shall work for nothing. Raises StateUnusable."""
+        """Raise StateUnusable while nothing can be stored: workers should not do work that would be lost."""
         if not self._trouble:
             return
         if time.monotonic() < self._retry_at:
@@ -214,9 +214,9 @@ class Scheduler:
         print("The state can be stored again.", file=sys.stderr, flush=True)
 
     def _hub(self, name: str) -> Hub:
-        """The hub of this name; it comes into being when it is first used."""
+        """The hub of this name; it is created on first use."""
         if name not in self._hubs:
-            # Another nonce each time: it tells tokens of before from present ones.
+            # Another nonce each time, so that older tokens can be recognised.
             hub = Hub(self._store.of(name), self._ids, uuid.uuid4().hex[:12])
             hub.load(_now())
             for number, stream in self._streams.items():
@@ -227,7 +227,7 @@ class Scheduler:
         return self._hubs[name]
 
     def _start_over(self, name: str, error: Exception) -> None:
-        """Forget what a hub has in memory: it may differ from what is stored, and what is stored counts."""
+        """Load a hub from the store again: what it has in memory may differ."""
         if isinstance(error, StateUnusable):
             if not self._trouble:
                 print(f"Not stored: {error}", file=sys.stderr, flush=True)
@@ -242,7 +242,7 @@ class Scheduler:
     # Time ------------------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """Do what is due. At least once a second, because the clock may be changed."""
+        """Do what is due. Runs at least once a second, because the clock may be changed."""
         now, seconds = _now(), time.monotonic()
         if seconds > self._tidy_at:
             self._tidy_at = seconds + 600
@@ -271,9 +271,9 @@ class Scheduler:
             self._tick_at(hub.next_due())
 
     def _tick_at(self, due: int | None) -> None:
-        """Tick at this time of the clock at the latest, in microseconds since 1970."""
+        """Tick at this time at the latest, in microseconds since 1970."""
         if due is not None:
-            pause = max(0.001, (due - _now()) / 1_000_000)  # what failed just now is not tried in a tight loop
+            pause = max(0.001, (due - _now()) / 1_000_000)  # after a failure, no tight loop
             self._next_tick = min(self._next_tick, time.monotonic() + pause)
 
     # Waiting clients -------------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ class Scheduler:
         call.answer(self._hub(_hub_of(call)).orchestrations.get(request))
 
     def _wait(self, is_met: Callable[[Orchestration], bool], request: pb.GetInstanceRequest, call: Call) -> None:
-        """Answer when the orchestration is as wanted, or immediately if there is none."""
+        """Answer when the condition is met, or immediately if there is no such orchestration."""
         key = _hub_of(call), request.instanceId
         orchestration = self._hub(key[0]).orchestrations.find(request.instanceId)
         if orchestration is None:
@@ -300,9 +300,9 @@ class Scheduler:
                 wait.call.answer(_found(orchestration, wait.request))
 
     def _get_entity(self, request: pb.GetEntityRequest, call: Call) -> None:
-        """While something is going on with an entity, the answer waits a moment for the outcome.
+        """Answer after the next change of a busy entity, or after LOOK_SECONDS.
 
-        A client that waits for it asks again and again. So it asks less often, and sees it sooner.
+        A client that polls the entity asks less often this way, and sees the change sooner.
         """
         hub = _hub_of(call)
         entities = self._hub(hub).entities
@@ -315,7 +315,7 @@ class Scheduler:
         return None
 
     def _end_look(self, look: _Look) -> None:
-        """Its time is over: answer as things are."""
+        """Answer with the current state, after LOOK_SECONDS."""
         if not look.call.is_over:
             _remove(self._looks, look.key, look)
             with suppress(StateUnusable):
@@ -324,7 +324,7 @@ class Scheduler:
     # Workers ---------------------------------------------------------------------------------------------------
 
     def _get_work_items(self, request: pb.GetWorkItemsRequest, call: Call) -> None:
-        """Stream work to a worker; when the stream ends, what it has left undone goes to another."""
+        """Stream work to a worker; when the stream ends, its unfinished work is redelivered."""
         name, number = _hub_of(call), next(self._ids)
         self._streams[number] = _Stream(name, request, call, time.monotonic() + PING_SECONDS)
 
@@ -333,7 +333,7 @@ class Scheduler:
             try:
                 self._do(name, lambda hub: hub.disconnect(number, _now()))
             except StateUnusable as problem:
-                self._start_over(name, problem)  # without this worker: it must not be sent work when there is room
+                self._start_over(name, problem)  # without this worker: it must not receive work later
 
         call.keep(end)
         self._do(name, lambda hub: hub.connect(number, request, _now()))
@@ -370,7 +370,7 @@ class Scheduler:
     def _stream_history(self, request: pb.StreamInstanceHistoryRequest, call: Call) -> None:
         found = self._store.history(_hub_of(call), request.instanceId)
         if found is None or (request.executionId.value and request.executionId.value != found[0]):
-            text = f"There is no orchestration with instance id '{request.instanceId}', or not of this execution."
+            text = f"There is no orchestration with instance id '{request.instanceId}', or it has another execution id."
             raise Refused(grpc.StatusCode.NOT_FOUND, text)
         call.keep(lambda: None)
         for chunk in _chunks_of(found[1], CHUNK_BYTES):
@@ -378,7 +378,7 @@ class Scheduler:
         call.finish()
 
     def _purge(self, request: pb.PurgeInstancesRequest, call: Call) -> None:
-        """Purge orchestrations; of many a few at a time, so that other calls get their turn."""
+        """Purge orchestrations, a few at a time so that other calls are not delayed."""
         limit = request.purgeInstanceFilter
         seconds = limit.timeout.seconds if limit.HasField("timeout") else 1e9
         self._purge_some(request, call, time.monotonic() + seconds, 0)
@@ -401,7 +401,7 @@ def _found(orchestration: Orchestration, request: pb.GetInstanceRequest) -> pb.G
 
 
 def _remove(waiting: dict[tuple[str, str], list[Any]], key: tuple[str, str], one: Any) -> None:
-    """Take one out of those that wait for the same, if it still waits."""
+    """Remove a waiting call, if it still waits."""
     others = waiting.get(key, [])
     if one in others:
         others.remove(one)
@@ -415,7 +415,7 @@ def _now() -> int:
 
 
 def _hub_of(call: Call) -> str:
-    """The task hub that a call is for. Raises Refused if it names none."""
+    """The task hub of a call. Raises Refused if it names none."""
     if hub := call.metadata.get("taskhub"):
         check_text("task hub's name", hub)
         return hub
@@ -424,7 +424,7 @@ def _hub_of(call: Call) -> str:
 
 
 def _refusing(handler: Handler) -> Handler:
-    """The same handler, which tells the caller what is wrong."""
+    """The same handler, with errors sent to the caller."""
 
     def handle(request: Any, call: Call) -> None:
         try:

@@ -1,4 +1,4 @@
-"""An orchestrator's steps: what a worker is given, and what becomes of what it wants done."""
+"""An orchestrator's steps: what a worker receives, and what happens with the actions that it returns."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Steps:
         """Put the next step into a work item."""
         inbox = in_order(orchestration)
         if any(message.event.HasField("executionRewound") for message in inbox):
-            # The SDK wants to see this event alone: the worker answers with a new history, in which nothing failed.
+            # The SDK expects this event alone: the worker answers with a new history without the failures.
             inbox = [message for message in inbox if message.event.HasField("executionRewound")][:1]
         has_begun = orchestration.chunks or (inbox and inbox[0].event.HasField("executionStarted"))
         if not inbox or not has_begun or orchestration.status == SUSPENDED:
@@ -64,7 +64,7 @@ class Steps:
             item.orchestrationTraceContext.CopyFrom(orchestration.own_trace)
 
     def complete(self, orchestration: Orchestration, response: pb.OrchestratorResponse, delivery: Delivery) -> None:
-        """Store a step: the events that it saw, and what it wants done."""
+        """Store a step: the events that it saw, and its actions."""
         self._consume(orchestration, delivery.messages)
         events = delivery.events
         if orchestration.status == PENDING:
@@ -99,7 +99,7 @@ class Steps:
             )
 
     def _act(self, orchestration: Orchestration, action: pb.OrchestratorAction, events: list[pb.HistoryEvent]) -> None:
-        """Do what a step asks for, and note it in the history."""
+        """Do one of the step's actions, and add it to the history."""
         hub, event = self._hub, pb.HistoryEvent(eventId=action.id, timestamp=timestamp(self._hub.now))
         events.append(event)
         match action.WhichOneof("orchestratorActionType"):
@@ -141,7 +141,7 @@ class Steps:
         request = pb.ActivityRequest(name=task.name, taskId=task_id, tags=dict(task.tags))
         copy(task, request, "version", "input", "parentTraceContext")
         if not task.HasField("version") and caller.version is not None:
-            request.version.value = caller.version  # what it is called by decides, for workers that ask for versions
+            request.version.value = caller.version  # workers may filter by version
         request.orchestrationInstance.instanceId = caller.id
         request.orchestrationInstance.executionId.value = caller.execution
         activity = Activity(self._hub.next_id(), caller.key, request)
@@ -179,8 +179,8 @@ class Steps:
         self._hub.orchestrations.create(instance_id, started, (parent.id, parent.key, task_id))
 
     def _continue_as_new(self, orchestration: Orchestration, ending: pb.CompleteOrchestrationAction) -> None:
-        """Begin anew under another key, with a new input, and with the events that nobody has waited for yet."""
-        # What else has arrived answers the old execution: the new one may have asked under the same number.
+        """Begin again with another key, a new input, and the events that the old execution has not waited for."""
+        # Other messages answer the old execution's actions. The new execution uses the same numbers for its own.
         late = [
             event for message in orchestration.inbox if (event := message.event).WhichOneof("eventType") in _CARRIED
         ]
@@ -205,7 +205,7 @@ class Steps:
             self._hub.work.withdraw(new)
 
     def _replace_history(self, old: Orchestration, history: list[pb.HistoryEvent]) -> None:
-        """Go on from the history that a rewinding worker has made: without what failed."""
+        """Continue with the history from a rewinding worker, which does not contain the failures."""
         late = [message.event for message in old.inbox]
         self._hub.orchestrations.remove(old)
         new = replace(old, key=self._hub.next_id(), history=[], chunks=0, inbox=[], timers={}, attempts=Attempts())
@@ -233,9 +233,9 @@ class Steps:
         late: list[pb.HistoryEvent],
         reason: StringValue | None,
     ) -> None:
-        """Do once more what the history waits for: all of it was given up when the orchestration failed.
+        """Start everything again that the history waits for: it was cancelled when the orchestration failed.
 
-        Except for what ended after the rewind was requested.
+        Not what ended after the rewind was requested.
         """
         ended: set[int | str] = set()
         for event in (*history, *late):
@@ -262,7 +262,7 @@ class Steps:
                 self._rewind_child(orchestration, event, reason)
 
     def _rewind_child(self, parent: Orchestration, event: pb.HistoryEvent, reason: StringValue | None) -> None:
-        """Rewind a sub-orchestration that failed, or call it again if it was purged, or never begun."""
+        """Rewind a failed sub-orchestration, or call it again if it was purged or never started."""
         created = event.subOrchestrationInstanceCreated
         child = self._hub.orchestrations.find(created.instanceId)
         if child is None or child.parent_key != parent.key:

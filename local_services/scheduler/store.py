@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from local_services.scheduler.records import Activity, Changes, Entity, Message, Orchestration, Refused, micros
 
 VERSION = 1
-APPLICATION = 0x44545331  # "DTS1", so that no other program's file is taken for ours
+APPLICATION = 0x44545331  # "DTS1", to recognise files of other programs
 
 SCHEMA = """
 CREATE TABLE orchestrations (
@@ -40,7 +40,7 @@ CREATE TABLE messages (
 CREATE TABLE answers (hub TEXT, request TEXT, answer BLOB, at INTEGER, PRIMARY KEY (hub, request)) WITHOUT ROWID;
 """
 
-_PAGE_BYTES = 2 * 1024 * 1024  # of one page of a query: a client receives 4 MB
+_PAGE_BYTES = 2 * 1024 * 1024  # for one page of a query: a client receives at most 4 MB
 _ORCHESTRATION = (
     "key, id, name, version, status, created, updated, completed, start_at, parent, parent_key, parent_task, chunks, "
     "tags, custom_status, failure, caller_trace, own_trace, input, output"
@@ -48,15 +48,15 @@ _ORCHESTRATION = (
 
 
 class StateUnusable(Exception):
-    """The file cannot be used; the message says in one line why, and what helps."""
+    """The file cannot be used; the message says in one line why, and how to fix it."""
 
 
 class Store:
     """One file, or with an empty path a database in memory.
 
     Args:
-        path: of the file; it is made if it is not there. Its folder must be.
-        full_sync: whether each transaction also survives the power failing: it then takes until the disk has flushed.
+        path: the file, which is created if it does not exist. Its folder must exist.
+        full_sync: whether each transaction also survives a power failure: it then waits until the disk has flushed.
     """
 
     def __init__(self, path: str, full_sync: bool = False) -> None:
@@ -75,10 +75,10 @@ class Store:
         if is_empty:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         elif application != APPLICATION:
-            raise StateUnusable(f"{self._path} is a database of another program. Choose another file with --state.")
+            raise StateUnusable(f"{self._path} belongs to another program. Choose another file with --state.")
         elif version != VERSION:
             raise StateUnusable(
-                f"{self._path} was written by version {version} of this scheduler's format, and this one reads "
+                f"{self._path} has format version {version}, and this scheduler reads version "
                 f"{VERSION}. Use the scheduler that wrote it, or choose another file with --state."
             )
         connection.execute("PRAGMA journal_mode = WAL")
@@ -105,10 +105,10 @@ class Store:
                 raise
 
     def give_space_back(self) -> None:
-        """Make the file somewhat smaller if much of it is free. Takes about a tenth of a second."""
-        with suppress(sqlite3.Error):  # all is stored already: not to get the space back is no failure
+        """Make the file a bit smaller if much of it is free. Takes about a tenth of a second."""
+        with suppress(sqlite3.Error):  # nothing is lost if this fails
             if self._free_pages() > _FREE_PAGES:
-                # Not with execute(), which would free a single page: it takes one step of a statement without rows.
+                # execute() would free only one page: it does a single step of a statement without rows.
                 self._database.executescript(f"PRAGMA incremental_vacuum({4 * _FREE_PAGES})")
                 if self._free_pages() <= _FREE_PAGES:
                     self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -160,12 +160,12 @@ class Store:
             self._database.execute("INSERT OR REPLACE INTO answers VALUES ('', '', '', 0)")
 
     def forget_answers(self, before: int) -> None:
-        """Forget what requests of before that time were answered."""
+        """Remove the answers to requests from before that time."""
         with explained(self._path):
             self._database.execute("DELETE FROM answers WHERE at < ?", (before,))
 
     def close(self) -> None:
-        """Write all into the file itself, and close it."""
+        """Write everything into the main file, and close it."""
         with suppress(sqlite3.Error):
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._database.close()
@@ -173,7 +173,7 @@ class Store:
     # Reading, for a hub ----------------------------------------------------------------------------------------
 
     def busy_hubs(self) -> list[str]:
-        """The names of the hubs in which something is unfinished."""
+        """The names of the hubs with unfinished work."""
         return [
             name
             for (name,) in self.rows(
@@ -188,18 +188,18 @@ class Store:
         return max(self.rows(f"SELECT ifnull(max({id}), 0) FROM {table}")[0][0] for table, id in ids.items())
 
     def of(self, hub: str) -> "HubRecords":
-        """What is stored of one hub."""
+        """The records of one hub."""
         return HubRecords(self, hub)
 
     def rows(self, query: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """Rows as the last commit left them, for the hubs themselves."""
+        """The rows of a query."""
         with explained(self._path):
             return self._database.execute(query, parameters).fetchall()
 
     # Reading, for clients --------------------------------------------------------------------------------------
 
     def history(self, hub: str, instance_id: str) -> tuple[str, list[pb.HistoryEvent]] | None:
-        """An orchestration's present execution and its history; None if there is no such orchestration."""
+        """An orchestration's current execution and its history; None if there is no such orchestration."""
         rows = self.rows("SELECT key FROM orchestrations WHERE hub = ? AND id = ?", (hub, instance_id))
         if not rows:
             return None
@@ -207,7 +207,7 @@ class Store:
         return f"{key:x}", _events(self.rows("SELECT events FROM history WHERE key = ? ORDER BY chunk", (key,)))
 
     def orchestrations(self, hub: str, query: pb.InstanceQuery) -> tuple[list[Orchestration], str | None]:
-        """A page of the orchestrations that fit, the oldest first, and where the next page begins."""
+        """A page of matching orchestrations, the oldest first, and where the next page begins."""
         where, values = _status_and_time(hub, query.runtimeStatus, "created", query, "createdTimeFrom", "createdTimeTo")
         if query.instanceIdPrefix.value:
             where.append("substr(id, 1, ?) = ?")
@@ -226,7 +226,7 @@ class Store:
         return [_orchestration(row[2:]) for row in rows], following
 
     def finished_ids(self, hub: str, query: pb.ListInstanceIdsRequest) -> tuple[list[str], str | None]:
-        """A page of the ids of finished orchestrations, the first finished first, and where the next page begins."""
+        """A page of finished orchestrations' ids in the order in which they finished, and where the next one begins."""
         where, values = _status_and_time(
             hub, query.runtimeStatus, "completed", query, "completedTimeFrom", "completedTimeTo"
         )
@@ -241,7 +241,7 @@ class Store:
         return [row[2] for row in rows], following
 
     def entities(self, hub: str, query: pb.EntityQuery) -> tuple[list[tuple[Entity, int]], str | None]:
-        """A page of the entities that fit, with the sizes of their inboxes, by id, and where the next page begins."""
+        """A page of matching entities by id, with the sizes of their inboxes, and where the next page begins."""
         where: list[str] = ["hub = ?"]
         values: list[Any] = [hub]
         if query.instanceIdStartsWith.value:
@@ -268,7 +268,7 @@ class Store:
     def _page(
         self, select: str, where: list[str], values: list[Any], order: tuple[str, ...], token: str, size: int
     ) -> tuple[list[tuple[Any, ...]], str | None]:
-        """Rows in this order, behind the token's; not more than asked for, nor than a client can receive."""
+        """Rows in this order, after the token's; at most `size`, and no more than a client can receive."""
         if token:
             where = [*where, f"({', '.join(order)}) > ({', '.join('?' * len(order))})"]
             values = [*values, *_token_values(token, len(order))]
@@ -286,7 +286,7 @@ class Store:
 
 
 class HubRecords:
-    """What is stored of one hub, for the hub itself: see `Records`."""
+    """The stored records of one hub: see `Records`."""
 
     def __init__(self, store: Store, hub: str) -> None:
         self._rows = store.rows
@@ -345,7 +345,7 @@ class HubRecords:
 
 
 _PAGE_ROWS = 1000
-_FREE_PAGES = 256  # 1 MB: so much is left free in the file, to be used again
+_FREE_PAGES = 256  # 1 MB stays free in the file, to be used again
 _CHANGING = (
     "status", "created", "updated", "completed", "parent_key", "parent_task", "chunks", "custom_status", "failure",
     "own_trace", "output",
@@ -415,7 +415,7 @@ def _parsed(kind: Any, stored: bytes | None) -> Any:
 def _status_and_time(
     hub: str, statuses: Iterable[int], column: str, query: Any, begin: str, end: str
 ) -> tuple[list[str], list[Any]]:
-    """The conditions that queries share, and their values."""
+    """The conditions that all queries have, and their values."""
     where: list[str] = ["hub = ?"]
     values: list[Any] = [hub]
     if wanted := list(statuses):
@@ -429,31 +429,31 @@ def _status_and_time(
 
 
 def _token_values(token: str, count: int) -> list[Any]:
-    """Where a page begins, from the token that the page before it ended with. Raises Refused if it is none of ours."""
+    """Where a page begins, from the previous page's token. Raises Refused if the token is invalid."""
     with suppress(ValueError, RecursionError):
         values = json.loads(token)
         if isinstance(values, list) and len(values) == count and all(map(_is_storable, values)):
             return values
-    raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "The continuation token is not one that this scheduler has given.")
+    raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "The continuation token is not from this scheduler.")
 
 
 def _is_storable(value: Any) -> bool:
     """Whether SQLite can compare a column with it."""
     if isinstance(value, str):
-        value.encode()  # raises ValueError if it holds half a character
+        value.encode()  # raises ValueError for half a surrogate pair
         return True
     return isinstance(value, int) and abs(value) < 2**63
 
 
 def _make_private(path: Path) -> None:
-    """Make the file readable by its owner alone; SQLite makes those beside it alike."""
+    """Create the file so that only its owner can read it; SQLite gives its other files the same permissions."""
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 @contextmanager
 def explained(path: str) -> Iterator[None]:
-    """Turn what SQLite and the system say into one line that helps."""
+    """Turn errors of SQLite and the system into one line that says how to fix them."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
@@ -468,16 +468,16 @@ _MEANINGS = {
     "is full": "the disk is full, nothing more can be stored. Make room; what is stored is kept.",
     "disk I/O error": "the disk is full or broken, nothing more can be stored. Make room; what is stored is kept.",
     "readonly": "it cannot be written. Change the permissions of the file and its folder, or choose another file.",
-    "not a database": "it is damaged, or no file of this scheduler. Move it away, or choose another file.",
-    "malformed": "it is damaged. Move it away to begin anew, or restore a copy.",
+    "not a database": "it is damaged, or not a file of this scheduler. Move it away, or choose another file.",
+    "malformed": "it is damaged. Move it away to start with an empty one, or restore a copy.",
     "unable to open": "it cannot be opened. Does its folder exist, and may you read and write there?",
     "Permission denied": "it may not be read or written. Change the permissions, or choose another file.",
     "Read-only file system": "it cannot be written: the file system is read-only. Choose another file.",
     "No such file": "its folder does not exist.",
-    "Not a directory": "what should be its folder is a file.",
+    "Not a directory": "its folder is a file.",
     "No space left": "the disk is full. Make room, or choose another file.",
     "File too large": "the disk is full. Make room, or choose another file.",
-    "Could not decode": "it is damaged. Move it away to begin anew, or restore a copy.",
-    "Is a directory": "it is a folder. Name a file.",
+    "Could not decode": "it is damaged. Move it away to start with an empty one, or restore a copy.",
+    "Is a directory": "it is a folder. Choose a file.",
     "locked": "another program is using it. Stop that one, or choose another file.",
 }

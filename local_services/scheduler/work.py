@@ -1,4 +1,4 @@
-"""Work for workers: who gets what, what becomes of work that fails to come back, and whose completion counts."""
+"""Work for workers: which worker gets what, redelivery, and which completion counts."""
 
 from __future__ import annotations
 
@@ -29,39 +29,39 @@ if TYPE_CHECKING:
 SECOND = 1_000_000  # microseconds
 FIRST_PAUSE, LONGEST_PAUSE = SECOND // 10, 30 * SECOND
 ABANDONS, ABANDONED_FOR = 10, 600 * SECOND
-"""Work that was abandoned so often, over at least so long, fails its instance."""
+"""Work that was abandoned this many times, over at least this time, fails."""
 
 GRACE = 3 * SECOND // 2
-"""After a restart of the scheduler, workers have so long to return work that they finished meanwhile."""
+"""After a restart of the scheduler, workers have this time to return results that they finished meanwhile."""
 
 DEATHS = 50
-"""Work that so many workers in a row did not survive fails its instance."""
+"""Work fails if this many workers in a row died while they had it."""
 
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """A piece of work that a worker has. `messages` are those it was given: an orchestrator's events, operations."""
+    """A piece of work that a worker has. `messages` are those it received: an orchestrator's events, or operations."""
 
     token: str
     worker: Worker
     record: Record
     messages: list[Message]
-    events: list[pb.HistoryEvent] = field(default_factory=list)  # of an orchestrator's step, in the order it sees them
+    events: list[pb.HistoryEvent] = field(default_factory=list)  # a step's events, in the order in which it sees them
 
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """A worker's stream: what it takes, and what it has."""
+    """A worker's stream: which work it accepts, and which it has."""
 
     number: int
     filters: dict[Kind, dict[str, frozenset[str]]] | None
     limits: dict[Kind, int]
     deliveries: dict[str, Delivery] = field(default_factory=dict)
-    counts: Counter[Kind] = field(default_factory=Counter)  # of the deliveries
-    versions: set[str] = field(default_factory=set)  # of orchestrations of which it has finished a step
+    counts: Counter[Kind] = field(default_factory=Counter)  # number of deliveries
+    versions: set[str] = field(default_factory=set)  # of orchestrations: it has finished a step of each
 
     def takes(self, group: Group) -> bool:
-        """Whether its filters let such work through, and it has room for more."""
+        """Whether its filters accept such work, and its limit allows more."""
         kind, name, version = group
         if self.filters is not None:
             versions = self.filters[kind].get(name)
@@ -72,13 +72,13 @@ class Worker:
 
 
 class Work:
-    """A hub's work: what waits for a worker, and what workers have."""
+    """A hub's work: waiting for a worker, or with a worker."""
 
     def __init__(self, hub: Hub, nonce: str) -> None:
         self._hub = hub
         self._nonce = nonce
         self._tokens = 0
-        self._activities: dict[int, dict[int, Activity]] = {}  # by the execution's key and the activity's own
+        self._activities: dict[int, dict[int, Activity]] = {}  # by the execution's key and the activity's id
         self._waiting: dict[Group, deque[Record]] = {}
         self._paused: dict[Record, None] = {}
         self._workers: dict[int, Worker] = {}
@@ -87,7 +87,7 @@ class Work:
     # Workers come and go ---------------------------------------------------------------------------------------
 
     def connect(self, number: int, request: pb.GetWorkItemsRequest) -> None:
-        """Have a worker take part. What was abandoned is tried again: this one may be able to do it."""
+        """Add a worker. Abandoned work is redelivered immediately, because this worker may be able to do it."""
         filters = request.workItemFilters
         self._workers[number] = Worker(
             number,
@@ -108,36 +108,36 @@ class Work:
             self._unpause(record)
 
     def disconnect(self, number: int) -> None:
-        """Hand out again what a worker had when its stream ended."""
+        """Redeliver a worker's unfinished work after its stream has ended."""
         worker = self._workers.pop(number, None)
         for delivery in list(worker.deliveries.values()) if worker else ():
             self._end(delivery)
             attempts = delivery.record.attempts
             attempts.deaths += 1
             if attempts.deaths >= DEATHS:
-                reason = f"{DEATHS} workers in a row ended while they had it. Their logs say why."
+                reason = f"{DEATHS} workers in a row died or disconnected while they had it. Their logs say why."
                 self._fail(delivery.record, failure("WorkersEnded", reason))
             else:
                 self._offer_again(delivery.record)
 
-    # Work is offered, and handed out ---------------------------------------------------------------------------
+    # Work is offered and sent ----------------------------------------------------------------------------------
 
     def offer(self, record: Record) -> None:
-        """Have a record's work done, unless it is being done, waits for a worker, or is paused."""
+        """Queue a record's work, unless a worker has it, it is queued already, or paused."""
         attempts = record.attempts
         if not attempts.token and not attempts.queued and not attempts.paused:
             attempts.queued = True
             self._waiting.setdefault(record.group, deque()).append(record)
 
     def _offer_again(self, record: Record) -> None:
-        """A worker has not done it. If it was an entity's, a lock that waited for that is granted first."""
+        """Queue work that a worker has not done. For an entity, a waiting lock request is granted first."""
         if isinstance(record, Entity):
             self._hub.entities.proceed(record)
         else:
             self.offer(record)
 
     def withdraw(self, record: Record) -> None:
-        """Nobody needs this work any more: its completion will not count."""
+        """Cancel work that nobody needs any more: its completion will not count."""
         if delivery := self._deliveries.get(record.attempts.token):
             self._end(delivery)
         if record.attempts.queued:
@@ -146,25 +146,25 @@ class Work:
         record.attempts = Attempts()
 
     def add_activity(self, activity: Activity, restored: bool = False) -> None:
-        """Have an activity done; one of before a restart after a moment."""
+        """Queue an activity; one from before a restart only after GRACE."""
         self._activities.setdefault(activity.key, {})[activity.id] = activity
         if restored:
             self.restore(activity)
         self.offer(activity)
 
     def remove_activities(self, key: int) -> None:
-        """Forget an execution's activities."""
+        """Remove an execution's activities."""
         for activity in self._activities.pop(key, {}).values():
             self.withdraw(activity)
             self._hub.changes.remove_activity(activity)
 
     def restore(self, record: Activity | Entity) -> None:
-        """Have work of before a restart done, unless a worker comes back with its result in a moment."""
+        """Pause work from before a restart: a worker may still return its result."""
         record.attempts.paused = self._hub.now + GRACE
         self._hub.wake(record, record.attempts.paused)
 
     def unpause(self, record: Record) -> None:
-        """End a pause, if it has lasted long enough."""
+        """End a pause if its time is over."""
         if 0 < record.attempts.paused <= self._hub.now:
             self._unpause(record)
 
@@ -174,7 +174,7 @@ class Work:
         self.offer(record)
 
     def hand_out(self) -> list[tuple[int, pb.WorkItem]]:
-        """Give waiting work to fitting workers, each time to the one that has least; returns the work items."""
+        """Assign waiting work, each time to the matching worker with the fewest deliveries; returns the work items."""
         items: list[tuple[int, pb.WorkItem]] = []
         groups = deque(self._waiting if self._workers else ())
         while groups:
@@ -185,7 +185,7 @@ class Work:
                 record.attempts.queued = False
                 if item := self._item(record, worker):
                     items.append((worker.number, item))
-                else:  # it may have failed, and made work for its caller
+                else:  # it may have failed, which queues work for its caller
                     groups.extend(other for other in self._waiting if other not in groups and other != group)
             if not waiting:
                 del self._waiting[group]
@@ -199,7 +199,7 @@ class Work:
         return min(fitting, key=lambda worker: (worker.number == avoid, len(worker.deliveries)))
 
     def _item(self, record: Record, worker: Worker) -> pb.WorkItem | None:
-        """The work item for a record's work, noted as delivered; None if there is nothing to do, or it cannot be."""
+        """The work item for a record's work, marked as delivered; None if there is nothing to do or it is too large."""
         self._tokens += 1
         token = f"{self._nonce}/{self._tokens}"
         delivery, item = Delivery(token, worker, record, []), pb.WorkItem()
@@ -218,7 +218,7 @@ class Work:
                 if not delivery.events:
                     return None
         if (size := item.ByteSize()) > MESSAGE_LIMIT:
-            problem = f"Its history and inputs take {size:,} bytes; a worker receives {MESSAGE_LIMIT:,} at most."
+            problem = f"Its history and inputs have {size:,} bytes; a worker receives {MESSAGE_LIMIT:,} at most."
             self._fail(record, too_large(problem))
             return None
         item.completionToken = delivery.token
@@ -270,7 +270,7 @@ class Work:
             for holder in (request, *(result.failure for result in request.results)):
                 shorten_failure(holder)
             if problem := self._hub.entities.complete(delivery.record, request, delivery.messages):
-                # A signalled entity has no caller to tell: the worker's log is where the reason can be seen.
+                # A signal has no caller that sees the reason. So the worker receives it, and logs it.
                 raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
         return pb.CompleteTaskResponse()
 
@@ -293,9 +293,9 @@ class Work:
         return pb.AbandonEntityTaskResponse()
 
     def _take(self, token: str, kind: Kind, instance: str | None = None, task: int | None = None) -> Delivery | None:
-        """The delivery under this token; None if the work was given to another, or nobody needs it any more.
+        """The delivery with this token; None if the work was redelivered, or nobody needs it any more.
 
-        Raises Refused, and hands the work out again, if the token was for other work than the worker says.
+        If the token is for other work than the worker says, raises Refused and redelivers the work.
         """
         delivery = self._deliveries.get(token)
         if delivery is None:
@@ -307,14 +307,14 @@ class Work:
                 fits = instance in (None, record.id)
         if delivery.record.group[0] != kind or not fits:
             self._abandon(delivery)
-            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "The completion token was given for other work.")
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "The completion token belongs to other work.")
         return delivery
 
     def _recover(self, token: str, kind: Kind) -> None:
-        """Accept a token of before a restart, if its work is still to be done, and the very same.
+        """Accept a token from before a restart, if its work is unfinished and has not changed.
 
-        The token itself says what the work was: an activity, or so many operations up to this one, on this state. What
-        was handed out again does not count then.
+        The token says what the work was: an activity; or the number of operations, the last one, and the entity's
+        state. If the work was redelivered meanwhile, that delivery no longer counts.
         """
         nonce, _, rest = token.partition("/")
         if nonce == self._nonce or not rest:
@@ -346,7 +346,7 @@ class Work:
         delivery.worker.counts[delivery.record.group[0]] -= 1
 
     def _abandon(self, delivery: Delivery) -> None:
-        """Try abandoned work again after a pause that grows, or fail it if there is no hope."""
+        """Redeliver abandoned work after a pause that grows, or fail it after ABANDONS."""
         self._end(delivery)
         record, now = delivery.record, self._hub.now
         attempts = record.attempts
@@ -397,7 +397,7 @@ class Work:
 
 
 def _versions(filters: Iterable[Any]) -> dict[str, frozenset[str]]:
-    """Names, and the versions of each that are taken: none named, all taken."""
+    """The accepted versions of each name; an empty set means all."""
     versions: dict[str, frozenset[str]] = {}
     for item in filters:
         so_far = versions.get(item.name, frozenset(item.versions))
@@ -406,14 +406,14 @@ def _versions(filters: Iterable[Any]) -> dict[str, frozenset[str]]:
 
 
 def _state_of(entity: Entity) -> int:
-    """Differs for each state that an entity has had."""
+    """A number that differs for each state of an entity."""
     return entity.modified if entity.state is not None else 0
 
 
 def _may_be_a_version_rejection(delivery: Delivery) -> bool:
-    """Whether the worker may have declined the orchestration for its version, rather than failed at it.
+    """Whether the worker may have declined the orchestration because of its version, rather than failed.
 
-    A worker says the same in both cases. One that has finished a step of this version does not decline it.
+    A worker sends the same message in both cases. One that has finished a step of this version does not decline it.
     """
     version = delivery.record.group[2]
     return delivery.record.group[0] == "orchestration" and version != "" and version not in delivery.worker.versions
