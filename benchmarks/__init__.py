@@ -1,1 +1,1 @@
-"""What durability costs: the samples as they are, beside the same calls made directly, on the reader's machine."""
+"""Measures what durability costs: runs the unchanged samples, and makes the same model calls directly."""

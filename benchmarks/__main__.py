@@ -22,13 +22,13 @@ SCENARIO_SECONDS = 240.0
 
 @dataclass(frozen=True)
 class Scenario:
-    """One measure of measures.py, and how often it is taken.
+    """One measure of measures.py, and how often it runs.
 
     Attributes:
-        sample: the number of the sample that it is about.
+        sample: the number of the sample.
         models: for each delay of the model, in milliseconds: the options of the measure.
         quick: the same for `--quick`.
-        alone: it starts its processes itself, and is told the sample's folder.
+        alone: it starts its processes itself, and receives the sample's folder.
     """
 
     measure: str
@@ -62,7 +62,7 @@ SCENARIOS = [
 
 @dataclass
 class Bench:
-    """Runs scenarios one after the other. The workers of one sample at a time are kept for its next scenario."""
+    """Runs scenarios one after the other. A sample's workers are kept until another sample's scenario."""
 
     stack: Stack
     quick: bool
@@ -88,7 +88,7 @@ class Bench:
             tell(f"{time.perf_counter() - began:.0f} s")
 
     def worker(self, sample: Path, delay: int) -> tuple[Process, dict[str, str]]:
-        """A worker of the sample whose model has this delay, in milliseconds; and its environment."""
+        """A worker of the sample with a model of this delay, in milliseconds; and its environment."""
         if any(folder != sample for folder, _ in self._workers):
             self.stop_workers()
         if (sample, delay) not in self._workers:
@@ -97,31 +97,31 @@ class Bench:
         return self._workers[sample, delay]
 
     def stop_workers(self) -> None:
-        """End the workers that are left of the scenarios before."""
+        """End the workers of earlier scenarios."""
         for worker, _ in self._workers.values():
             self.stack.stop(worker.popen)
         self._workers.clear()
 
     def measure(self, name: str, sample: Path, env: dict[str, str], options: dict[str, Any]) -> list[dict[str, Any]]:
-        """Run a measure in a process of its own. Raises Failed."""
+        """Run a measure in a new process. Raises Failed."""
         command = [sys.executable, "-m", "benchmarks.measures", name, json.dumps(options)]
         process = self.stack.popen(command, ROOT, env | {"PYTHONPATH": str(sample)}, subprocess.PIPE)
         try:
             output, errors = process.communicate(timeout=SCENARIO_SECONDS)
         except subprocess.TimeoutExpired:
-            raise Failed(f"It was not done within {SCENARIO_SECONDS:g} s.") from None
+            raise Failed(f"It did not finish within {SCENARIO_SECONDS:g} s.") from None
         finally:
-            self.stack.stop(process, patience=4 * STOP_SECONDS)  # it may have processes of its own to end
+            self.stack.stop(process, patience=4 * STOP_SECONDS)  # it may have to end its processes too
         if process.returncode:
             raise Failed(errors.strip() or f"It ended with exit code {process.returncode}.")
         return json.loads(output)
 
 
 def main() -> int:
-    """Measure and report; returns the exit code: 1 if a scenario failed, whatever the targets."""
+    """Measure and report; returns the exit code: 1 if a scenario failed. A missed target is not a failure."""
     for output in (sys.stdout, sys.stderr):
         if isinstance(output, io.TextIOWrapper):
-            output.reconfigure(errors="replace")  # a console that has no '≤' shows '?'
+            output.reconfigure(errors="replace")  # a console that cannot show '≤' shows '?'
     arguments = parse_arguments()
     began = time.perf_counter()
     failed = []
@@ -151,20 +151,20 @@ def main() -> int:
     arguments.output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     chart = arguments.output.with_suffix(".svg")
     draw(bench.rows, chart)
-    tell(f"\n{seconds:.0f} s. Written: {arguments.output} and {chart.name} beside it.")
+    tell(f"\n{seconds:.0f} s. Written: {arguments.output}, and {chart.name} next to it.")
     if failed:
         tell(f"Failed: {', '.join(failed)}")
     return 1 if failed else 0
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line; ends the process with code 2 where it makes no sense."""
+    """The command line; ends the process with code 2 if it is not valid."""
     parser = argparse.ArgumentParser(prog="run.py bench", description=__doc__)
     names = [scenario.measure for scenario in SCENARIOS]
     parser.add_argument("--quick", action="store_true", help="fewer runs and smaller loads: less than a minute")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help=f"of {', '.join(names)}")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
-    parser.add_argument("--output", type=Path, default=LATEST, metavar="FILE.json", help="the chart goes beside it")
+    parser.add_argument("--output", type=Path, default=LATEST, metavar="FILE.json", help="the chart goes next to it")
     arguments = parser.parse_args()
     if arguments.output.suffix != ".json":
         parser.error(f"--output takes a file name that ends in .json, not {arguments.output}")
@@ -173,7 +173,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def tell(text: str, end: str = "\n") -> None:
-    """Say how it goes, on stderr."""
+    """Print progress, on stderr."""
     print(text, end=end, file=sys.stderr, flush=True)
 
 
@@ -181,5 +181,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        tell("\nInterrupted; everything that was started has ended.")
+        tell("\nInterrupted. All processes have ended.")
         sys.exit(130)

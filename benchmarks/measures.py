@@ -1,7 +1,7 @@
-"""Measures one thing, in the place of a sample's client: a process of its own, with the sample's modules at hand.
+"""Runs one measure, instead of a sample's client, in a process that can import the sample's modules.
 
 `python -m benchmarks` starts it, with the sample's folder on the path: `python -m benchmarks.measures NAME OPTIONS`.
-On stdout it gives a JSON list, a dict for each result.
+It prints a JSON list with a dict for each result.
 """
 
 import json
@@ -29,25 +29,25 @@ PATIENCE_SECONDS = 120.0
 
 
 def result(measure: str, unit: str, values: list[float], direct: list[float] | None = None, **more: Any) -> Results:
-    """What was measured, and the same without durability."""
+    """The measured values, and the same without durability."""
     return [{"measure": measure, "unit": unit, "values": values, "direct": direct, **more}]
 
 
 def took(call: Callable[[], Any]) -> float:
-    """Milliseconds that the call takes."""
+    """The time of a call, in milliseconds."""
     began = time.perf_counter()
     call()
     return (time.perf_counter() - began) * SECOND
 
 
 def side_by_side(durable: Callable[[], Any], direct: Callable[[], Any], runs: int) -> tuple[list[float], list[float]]:
-    """Milliseconds of each run but the first, by turns, so that what else the machine does falls on both."""
+    """The milliseconds of each run except the first. The two alternate, so that other load affects both."""
     times = [(took(durable), took(direct)) for _ in range(runs + 1)][1:]
     return [one for one, _ in times], [one for _, one in times]
 
 
 class Direct:
-    """The model without anything between."""
+    """Calls the model directly."""
 
     def __init__(self) -> None:
         self._client = openai.AzureOpenAI(
@@ -82,7 +82,7 @@ def _messages(texts: tuple[str, ...]) -> list[Any]:
 
 
 class CpuTime:
-    """The processor's time that processes take in the body of the `with`, by their names."""
+    """The processor time of processes in the body of the `with`, by their names."""
 
     def __init__(self, pids: dict[str, int]) -> None:
         self._processes = {name: psutil.Process(pid) for name, pid in pids.items()} | {"client": psutil.Process()}
@@ -100,7 +100,7 @@ class CpuTime:
         return {name: time.user + time.system for name, time in times.items()}
 
     def a_turn(self, turns: int) -> dict[str, float]:
-        """Milliseconds for each of so many turns."""
+        """Milliseconds per turn."""
         return {name: seconds * SECOND / turns for name, seconds in self.seconds.items()}
 
 
@@ -168,7 +168,7 @@ def two(runs: int, **_: Any) -> Results:
 
 
 def decision(waiting: int, **_: Any) -> Results:
-    """Sample 07: so many drafts wait for a decision at once; from each approval to what is published."""
+    """Sample 07: many drafts wait for a decision at the same time; from each approval to its publication."""
     from models import EVENT, Decision
     from review import ORCHESTRATION, waiting_reviews
     from support import scheduler_client
@@ -180,7 +180,7 @@ def decision(waiting: int, **_: Any) -> Results:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while len(drafts := waiting_reviews(client)) < waiting:
             if time.monotonic() > deadline:
-                raise Failed(f"Of {waiting} drafts, {len(drafts)} wait for a decision.")
+                raise Failed(f"Only {len(drafts)} of {waiting} drafts wait for a decision.")
             time.sleep(0.1)
         for instance, review in drafts:
             approval = Decision(approved=True, attempt=review.attempt, decision_id=instance).model_dump()
@@ -189,16 +189,16 @@ def decision(waiting: int, **_: Any) -> Results:
             state = client.wait_for_orchestration_completion(instance, timeout=PATIENCE_SECONDS)
             times.append((time.perf_counter() - began) * SECOND)
             if not state or state.runtime_status.name != "COMPLETED":
-                raise Failed(f"A draft was approved, and not published: {state}")
+                raise Failed(f"A draft was approved but not published: {state}")
     return result("decision to completion (07)", "ms", times)
 
 
 PLANNER = "You are an expert travel planner."
-REMARK = "Thank you. Who are you, by the way?"  # it needs no tools: they would be the same with durability and without
+REMARK = "Thank you. Who are you, by the way?"  # no tools: they cost the same with and without durability
 
 
 def stream(runs: int, **_: Any) -> Results:
-    """Sample 03, from the question to the first and the last piece that its reader is given."""
+    """Sample 03, from the question to the first and the last piece that the reader receives."""
     from agent_framework_durabletask import AgentSessionId, DurableAgentSession
     from redis_stream_response_handler import stream_handler
     from support import agent_client
@@ -230,11 +230,11 @@ def stream(runs: int, **_: Any) -> Results:
     return [*result("first token (03)", "ms", first, first_direct), *result("last token (03)", "ms", last, last_direct)]
 
 
-# At once ------------------------------------------------------------------------------------------------------------
+# In parallel --------------------------------------------------------------------------------------------------------
 
 
 def chains(count: int, rounds: int, pids: dict[str, int]) -> Results:
-    """So many chains of sample 04, all started at once, until the last one is done."""
+    """Chains of sample 04, all started at the same time, until the last one is done."""
     from support import scheduler_client
 
     direct = Direct()
@@ -258,11 +258,11 @@ def chains(count: int, rounds: int, pids: dict[str, int]) -> Results:
     return result(f"{count} chains of two at once (04)", "s", durable, plain, cpu_ms_a_turn=cpu.a_turn(turns))
 
 
-TURNS_EACH = 5  # in a conversation; then the next begins, for what a long one costs is a measure of its own
+TURNS_EACH = 5  # in a conversation, then the next begins; long conversations are another measure
 
 
 def conversations(levels: list[int], seconds: float, pids: dict[str, int]) -> Results:
-    """Conversations with Joker at the same time, each turn begun as soon as the one before it is answered."""
+    """Conversations with Joker at the same time; each turn begins as soon as the previous one is answered."""
     from support import agent_client
 
     joker = agent_client(["Joker"]).get_agent("Joker")
@@ -294,7 +294,7 @@ def conversations(levels: list[int], seconds: float, pids: dict[str, int]) -> Re
 
 
 def at_once(begin: Callable[[], Callable[[], Any]], count: int, seconds: float) -> tuple[float, list[float]]:
-    """Lead so many conversations at once for so long, each for two turns at least: turns a second, and each's time."""
+    """Run conversations in parallel, each with two turns at least; returns turns per second, and each turn's time."""
     deadline = time.monotonic() + seconds
 
     def lead(_: int) -> list[float]:
@@ -313,13 +313,13 @@ def at_once(begin: Callable[[], Callable[[], Any]], count: int, seconds: float) 
 
 # Growth -------------------------------------------------------------------------------------------------------------
 
-AROUND = 9  # turns, up to the one that is named, whose median stands for it
+AROUND = 9  # a turn's result is the median of this many turns up to it
 
 
 def growth(turns: list[int], seconds: float, **_: Any) -> Results:
-    """One conversation of messages of 200 characters: what its turns take, and what is stored of it.
+    """One conversation with messages of 200 characters: the time of its turns, and the size of what is stored.
 
-    What it has not reached after so many seconds is left out.
+    Turns that it has not reached after this time are left out.
     """
     from durabletask.entities import EntityInstanceId
     from support import agent_client, scheduler_client
@@ -359,7 +359,7 @@ def long_message(number: int) -> str:
     return f"This is message {number} of a long conversation. ".ljust(200, ".")
 
 
-# Start, memory, recovery: each with processes of its own ------------------------------------------------------------
+# Start, memory, recovery: each starts its processes itself ----------------------------------------------------------
 
 
 def start(runs: int, sample: str) -> Results:
@@ -389,7 +389,7 @@ def start(runs: int, sample: str) -> Results:
 
 
 def memory(count: int, sample: str) -> Results:
-    """What the processes hold, and what the scheduler holds for stored conversations of one turn."""
+    """The memory of the processes, and of the scheduler for stored conversations of one turn."""
     from support import agent_client
 
     with Stack() as stack:
@@ -417,7 +417,7 @@ def memory(count: int, sample: str) -> Results:
 
 
 def recovery(rounds: int, sample: str) -> Results:
-    """SIGKILL of the worker amid the second of a chain's two calls of 2 s, and a new worker half a second later."""
+    """SIGKILL of the worker during the second of a chain's two calls of 2 s, and a new worker half a second later."""
     from steps import result_of, start_or_resume
     from support import scheduler_client
 
@@ -448,7 +448,7 @@ def recovery(rounds: int, sample: str) -> Results:
 
 
 class CountingModel:
-    """The offline model in this process, which knows how often it was asked."""
+    """The offline model in this process, which counts its calls."""
 
     def __init__(self, delay: float) -> None:
         import uvicorn
@@ -469,7 +469,7 @@ class CountingModel:
         threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
 
     def wait_for_calls(self, count: int) -> None:
-        """Wait until it has been asked so often. Raises Failed if it is not."""
+        """Wait for this number of calls. Raises Failed if they do not come."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while self.calls < count:
             if time.monotonic() > deadline:

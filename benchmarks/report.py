@@ -1,4 +1,4 @@
-"""What was measured, for people and for programs: a table, JSON, a chart."""
+"""Writes the results as a table, JSON and a chart."""
 
 import importlib.metadata
 import os
@@ -24,10 +24,10 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Target:
-    """What the project wants to reach, on the machine that its design was measured on.
+    """What the project wants to reach, on the machine on which its design was measured.
 
     Attributes:
-        of: which number is meant: the median, or how much it is above the direct calls' ("added").
+        of: which number: the median, or the difference to the direct calls' ("added").
         at_least: more is better.
     """
 
@@ -39,7 +39,7 @@ class Target:
         return f"{'≥' if self.at_least else '≤'} {self.value:g}{' added' if self.of == 'added' else ''}"
 
 
-# By what is measured, and the model's delay in milliseconds (None: it has its own).
+# By measure and model delay in milliseconds (None: the measure sets its own).
 TARGETS = {
     ("one turn (01)", 0): Target(10),
     ("chain of two (04)", 0): Target(14),
@@ -57,7 +57,7 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Numbers:
-    """A series of measurements in three numbers."""
+    """Summarizes a series of measurements in three numbers."""
 
     median: float
     p95: float | None
@@ -65,7 +65,7 @@ class Numbers:
 
     @staticmethod
     def of(values: list[float], runs: int | None = None) -> "Numbers":
-        """The numbers of a series; `runs` says how many a single value comes from."""
+        """The numbers of a series; `runs` is the number of runs behind a single value."""
         p95 = statistics.quantiles(values, n=20, method="inclusive")[-1] if len(values) > 1 else None
         return Numbers(statistics.median(values), p95, runs or len(values))
 
@@ -75,9 +75,9 @@ class Row:
     """One result.
 
     Attributes:
-        model: the delay of the model in milliseconds; None where the measure sets its own.
+        model: the delay of the model in milliseconds; None if the measure sets its own.
         direct: the same calls without durability.
-        cpu_ms_a_turn: the processor's time for each turn, by process.
+        cpu_ms_a_turn: the processor time per turn, by process.
     """
 
     scenario: str
@@ -101,7 +101,7 @@ class Row:
 
 
 def row(scenario: str, model: int | None, found: dict[str, Any]) -> Row:
-    """A row from what a measuring process has found."""
+    """A row from the output of a measure's process."""
     return Row(
         scenario,
         found["measure"],
@@ -115,7 +115,7 @@ def row(scenario: str, model: int | None, found: dict[str, Any]) -> Row:
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on."""
+    """The machine and the versions."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -133,7 +133,7 @@ def _processor() -> str:
 
 
 def as_json(row: Row) -> dict[str, Any]:
-    """A row for programs."""
+    """A row as JSON."""
     return {
         "scenario": row.scenario,
         "measure": row.measure,
@@ -152,7 +152,7 @@ def as_json(row: Row) -> dict[str, Any]:
 
 
 def tables(rows: list[Row], markdown: bool) -> str:
-    """All rows; and what each turn takes of the processor, where that was measured."""
+    """All rows, and the processor time per turn where it was measured."""
     head = ["", "model", "unit", "median", "p95", "runs", "direct", "p95", "added", "ratio", "target"]
     body = [
         [
@@ -205,13 +205,13 @@ def _table(head: list[str], body: list[list[str]], markdown: bool) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Write an SVG of the times that have a target in milliseconds, beside the direct calls and that target."""
-    import pygal  # puts a hook of its own into Python's imports, which complains in every import after it
+    """Write an SVG of the times with a target in milliseconds, with the direct calls and the target."""
+    import pygal  # here, because its import hook causes warnings in every later import
     from pygal.style import CleanStyle
 
     shown = [(row, row.target) for row in reversed(rows) if row.target and row.unit == "ms"]  # from the bottom up
     chart = pygal.HorizontalBar(
-        js=[],  # nothing is fetched when somebody opens it
+        js=[],  # so that opening it downloads nothing
         style=CleanStyle(colors=("#a7b1bc", "#4b86c8", "#e3b654"), opacity="1", value_font_size=10),
         height=120 + 60 * len(shown),
         title="What durability costs, with a model of 0 ms",

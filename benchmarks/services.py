@@ -1,4 +1,4 @@
-"""Starts what is measured, as processes of its own, and ends all of it: local services, the samples' workers."""
+"""Starts and ends the measured processes: local services and the samples' workers."""
 
 import os
 import signal
@@ -21,15 +21,15 @@ STOP_SECONDS = 3.0
 
 
 class Failed(Exception):
-    """Something that is measured does not work; the message says what."""
+    """Something does not work; the message says what."""
 
 
 @dataclass
 class Process:
-    """A process that has said that it is ready.
+    """A process that is ready.
 
     Attributes:
-        address: the last word of its ready line: where a service is.
+        address: the last word of its ready line: a service's address.
         seconds: from its start to that line.
     """
 
@@ -60,7 +60,7 @@ class Stack:
         self._folder.cleanup()
 
     def service(self, module: str, *arguments: str) -> Process:
-        """A local service, started when it is asked for first. The scheduler writes to disk, as it does in run.py."""
+        """A local service, started on first use. The scheduler writes to disk, as with run.py."""
         if module == "scheduler":
             arguments += ("--state", str(Path(self._folder.name) / "scheduler.db"))
         key = (module, *arguments)
@@ -70,11 +70,11 @@ class Stack:
         return self._services[key]
 
     def model(self, delay: float) -> Process:
-        """The offline model that answers after so many seconds, all at once."""
+        """The offline model; it sends its whole answer after this number of seconds."""
         return self.service("model", "--first-token-delay", f"{delay:g}", "--token-delay", "0")
 
     def settings(self, sample: Path, model_address: str) -> dict[str, str]:
-        """The environment for a worker of the sample and its clients, in a task hub of their own."""
+        """The environment for a worker of the sample and its clients, with a new task hub."""
         settings = {
             "ENDPOINT": self.service("scheduler").address,
             "TASKHUB": f"bench-{uuid.uuid4().hex[:8]}",
@@ -108,14 +108,14 @@ class Stack:
             if ready in line:
                 seconds = time.perf_counter() - began
                 patience.cancel()
-                # What else it says is read, and dropped: a full pipe would hold it up.
+                # Later output is read and dropped: a full pipe would block the process.
                 threading.Thread(target=lambda: [None for _ in output], daemon=True).start()
                 return Process(popen, line.split()[-1], seconds)
         patience.cancel()
-        raise Failed(f"{' '.join(command[1:3])} in {folder.name} does not start:\n{said[-2000:]}")
+        raise Failed(f"{' '.join(command[1:3])} in {folder.name} did not start:\n{said[-2000:]}")
 
     def popen(self, command: list[str], folder: Path, env: dict[str, str], errors: int) -> subprocess.Popen[str]:
-        """Start a process of this stack; the terminal's Ctrl-C is not for it."""
+        """Start a process of this stack; the terminal's Ctrl-C does not reach it."""
         popen = subprocess.Popen(
             command,
             cwd=folder,
@@ -131,7 +131,7 @@ class Stack:
         return popen
 
     def stop(self, popen: subprocess.Popen[str], patience: float = STOP_SECONDS) -> None:
-        """End a process, within so many seconds by force."""
+        """End a process; kill it after this number of seconds."""
         popen.terminate()
         with suppress(subprocess.TimeoutExpired):
             popen.wait(patience)

@@ -172,7 +172,7 @@ def test_a_draft_is_read_rejected_and_approved(
 
     page.get_by_role("button", name="Reject with feedback").click()
     page.get_by_role("button", name="Reject", exact=True).click()
-    expect(page.get_by_text("it cannot be empty")).to_be_visible()
+    expect(page.get_by_text("The feedback cannot be empty")).to_be_visible()
     page.get_by_label("What should the next draft do better?").fill("Name a town.")
     page.get_by_role("button", name="Reject", exact=True).click()
     expect(page.get_by_text("The decision counts.")).to_be_visible()
@@ -346,7 +346,7 @@ def test_an_instance_that_is_purged_while_it_is_open(
     client.terminate_orchestration(instance)
     expect(page.locator(".status")).to_have_text("Terminated")
     client.purge_orchestration(instance)
-    expect(page.get_by_text("it may have been purged. What was seen of it stays here.")).to_be_visible()
+    expect(page.get_by_text("it may have been purged. This page shows its last known state.")).to_be_visible()
     expect(card(page, "Input")).to_contain_text("what it was about")
     page.goto(orchestration_url(dashboard, hub, "never-was"))
     expect(page.get_by_text("There is no such orchestration")).to_be_visible()

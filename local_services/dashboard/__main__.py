@@ -1,4 +1,4 @@
-"""The dashboard of a task hub, in a browser. ENDPOINT and TASKHUB say where to look, as they do for the samples."""
+"""The dashboard of a task hub, in a browser. ENDPOINT and TASKHUB select the hub, like for the samples."""
 
 import os
 import socket
@@ -15,17 +15,17 @@ def main() -> None:
     stopped = stop_order(arguments.supervised)
     if arguments.supervised and hasattr(os, "nice"):
         with suppress(OSError):
-            os.nice(10)  # what it takes to start is not taken from the sample that starts beside it
+            os.nice(10)  # so that its start does not slow down the sample's start
     listener = listening_socket(arguments.port)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    listener.listen(128)  # a browser that comes early waits, and is not refused
+    listener.listen(128)  # an early browser waits, and is not refused
     threading.Thread(target=serve, args=(listener,), daemon=True).start()
     stopped.wait()
-    os._exit(0)  # open pages would hold it; there is nothing to save
+    os._exit(0)  # open pages would delay a normal exit; there is nothing to save
 
 
 def serve(listener: socket.socket) -> None:
-    """Answer browsers until the process ends. In a thread of its own, so that the process can be stopped meanwhile."""
+    """Answer browsers until the process ends. Runs in a thread, so that the process can be stopped meanwhile."""
     try:
         import uvicorn  # these take a second or two
         from dotenv import load_dotenv

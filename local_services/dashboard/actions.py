@@ -1,4 +1,4 @@
-"""What can be done to an orchestration, each after a question."""
+"""The actions on an orchestration; each asks first."""
 
 import json
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,7 +15,7 @@ Act = Callable[[], Awaitable[bool]]
 
 
 async def attempt(hub: Hub, said: str, call: Callable[[Client], object]) -> bool:
-    """Make a call to the scheduler and say so; if it fails, say why, and give False."""
+    """Call the scheduler and show `said`; if the call fails, show why and return False."""
     try:
         await frame.reading(hub.act, call)
     except frame.PageClosed:
@@ -28,21 +28,21 @@ async def attempt(hub: Hub, said: str, call: Callable[[Client], object]) -> bool
 
 
 async def raise_event(hub: Hub, instance_id: str, name: str, data: object) -> bool:
-    """Send an external event; gives whether it was sent."""
+    """Send an external event; returns whether it was sent."""
     return await attempt(
-        hub, "The event is sent.", lambda client: client.raise_orchestration_event(instance_id, name, data=data)
+        hub, "The event was sent.", lambda client: client.raise_orchestration_event(instance_id, name, data=data)
     )
 
 
 @contextmanager
 def asking(title: str, text: str, action: str, act: Act, danger: bool = False) -> Iterator[None]:
-    """A dialog that closes when `act`, behind the button `action`, gives True; the `with` adds fields to it."""
+    """A dialog whose button `action` calls `act`, and closes if that returns True; the `with` adds fields to it."""
 
     async def go() -> None:
         if await act():
             dialog.close()
 
-    # Not inside what may be drawn anew while somebody types into the dialog: it would go with it.
+    # Outside of elements that are drawn again: those would remove the dialog while somebody types into it.
     with ui.context.client.content, ui.dialog() as dialog, tag("div", "card dialog"):
         Text(title, element="h2")
         Text(text, "text")
@@ -84,28 +84,28 @@ class Actions:
                 return False
             return await raise_event(self.hub, self.id, event, json.loads(text) if text else None)
 
-        text = "The orchestration takes it up when it waits for an event of this name."
+        text = "The orchestration receives it when it waits for an event with this name."
         with asking("Raise an event", text, "Send", send):
             name = ui.input("Name").props("outlined dense autofocus")
-            payload = ui.textarea("Payload in JSON, or nothing", validation=json_problem)
+            payload = ui.textarea("Payload in JSON, or empty", validation=json_problem)
             payload.props("outlined").classes("code")
 
     def _suspend(self) -> None:
-        text = "It stands still until somebody resumes it."
-        self._confirm("Suspend", text, "The order is sent.", lambda client: client.suspend_orchestration(self.id))
+        text = "It pauses until somebody resumes it."
+        self._confirm("Suspend", text, "The request was sent.", lambda client: client.suspend_orchestration(self.id))
 
     def _resume(self) -> None:
-        text = "It goes on where it stood still."
-        self._confirm("Resume", text, "The order is sent.", lambda client: client.resume_orchestration(self.id))
+        text = "It continues where it was suspended."
+        self._confirm("Resume", text, "The request was sent.", lambda client: client.resume_orchestration(self.id))
 
     def _terminate(self) -> None:
-        text = "It ends at once, unfinished. That cannot be undone."
+        text = "It ends immediately, unfinished. This cannot be undone."
         self._confirm(
-            "Terminate", text, "The order is sent.", lambda client: client.terminate_orchestration(self.id), True
+            "Terminate", text, "The request was sent.", lambda client: client.terminate_orchestration(self.id), True
         )
 
     def _purge(self) -> None:
-        text = "The scheduler forgets it: input, output, history. That cannot be undone."
+        text = "The scheduler deletes its input, output and history. This cannot be undone."
         self._confirm("Purge", text, "Purged.", lambda client: client.purge_orchestration(self.id), True)
 
     def _restart(self) -> None:
@@ -120,7 +120,8 @@ class Actions:
             return done
 
         started: list[str] = []
-        with asking("Restart this orchestration?", "It begins anew, with the same input and a new id.", "Restart", act):
+        text = "It starts from the beginning, with the same input and a new id."
+        with asking("Restart this orchestration?", text, "Restart", act):
             pass
 
     def _confirm(
@@ -134,7 +135,7 @@ class Actions:
 
 
 def json_problem(text: str | None) -> str | None:
-    """What is wrong with a text that is to be JSON; None if nothing is, or if there is no text."""
+    """What is wrong with a text that must be JSON; None if it is valid or empty."""
     try:
         if text and text.strip():
             json.loads(text)

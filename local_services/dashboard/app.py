@@ -19,7 +19,7 @@ fill="#3b6fd4"/><path d="M7 10h12M7 16h18M13 22h12" stroke="#fff" stroke-width="
 
 
 def create_app(hosts: Collection[str]) -> ASGIApp:
-    """The application, which answers at these addresses (host and port) alone."""
+    """The application, which answers only at these addresses (host and port)."""
     ui.add_css(STYLE, shared=True)
     ui.page("/", title="Durable agents", dark=None)(overview_page)
     ui.page("/orchestration", title="Orchestration", dark=None)(orchestration_page)
@@ -34,5 +34,5 @@ def create_app(hosts: Collection[str]) -> ASGIApp:
         show_welcome_message=False,
         binding_refresh_interval=None,
     )
-    logging.getLogger("durabletask").setLevel(logging.CRITICAL)  # the page says what is wrong with the scheduler
+    logging.getLogger("durabletask").setLevel(logging.CRITICAL)  # the page shows the scheduler's problems
     return OwnPagesOnly(app, hosts)

@@ -1,4 +1,4 @@
-"""A draft that waits for a person, as sample 07 announces it in the custom status of its orchestration."""
+"""A draft that waits for a person's decision. Sample 07 writes it into its orchestration's custom status."""
 
 import uuid
 from dataclasses import dataclass
@@ -9,28 +9,28 @@ from local_services.dashboard.words import parsed, parsed_time
 
 EVENT = "HumanApproval"
 MARK = "Requesting human feedback"
-FEEDBACK_LIMIT = 20_000  # characters; sample 07 takes no more
+FEEDBACK_LIMIT = 20_000  # characters, as in sample 07
 
 
 @dataclass(frozen=True)
 class Approval:
-    """What waits for a decision."""
+    """A draft that waits for a decision."""
 
     headline: str
     title: str = ""
     draft: str = ""
     attempt: int | None = None
     deadline: datetime | None = None
-    ignored: str = ""  # why the decision before did not count
+    ignored: str = ""  # why the previous decision did not count
 
     def decision(self, approved: bool, feedback: str) -> dict[str, Any]:
-        """The payload of the event. It names the draft that was seen, so that it cannot count for a later one."""
+        """The event's payload. It contains the draft's number, so that it cannot count for a later draft."""
         numbered = {} if self.attempt is None else {"attempt": self.attempt, "decision_id": uuid.uuid4().hex}
         return {"approved": approved, "feedback": feedback, **numbered}
 
 
 def waiting(custom_status: str | None) -> Approval | None:
-    """The draft in a custom status: a first line that begins with the mark, and then JSON about the draft, if any."""
+    """The draft in a custom status, if any: the first line begins with MARK, then follows JSON about the draft."""
     headline, about = _read(custom_status)
     if not headline.startswith(MARK):
         return None
@@ -48,7 +48,7 @@ def waiting(custom_status: str | None) -> Approval | None:
 
 
 def outcome(custom_status: str | None, decision_id: str) -> str | None:
-    """What became of a decision that was sent; None while that is not known."""
+    """Whether a decision counted, as a sentence; None while that is not known."""
     _, about = _read(custom_status)
     if decision_id in (about.get("counted") or []):
         return "The decision counts."

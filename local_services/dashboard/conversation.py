@@ -1,4 +1,4 @@
-"""An agent's conversation, from the state of its entity (the JSON that agent_framework_durabletask keeps there)."""
+"""An agent's conversation, from the state of its entity (the JSON that agent_framework_durabletask writes)."""
 
 import json
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from local_services.dashboard.words import parsed, parsed_time, pretty
 
-PREFIX = "dafx-"  # begins the name of every agent's entity
+PREFIX = "dafx-"  # the names of all agents' entities begin with it
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a message: text, a tool call, a tool's result, an error, or something else, told in JSON."""
+    """A piece of a message: text, a tool call, a tool's result, an error, or something else, as JSON."""
 
     kind: Literal["text", "call", "result", "error", "other"]
     text: str
@@ -23,7 +23,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Entry:
-    """One side of a turn: a request to the agent, or its response with all tool calls on the way to it."""
+    """One side of a turn: a request to the agent, or its response with all its tool calls."""
 
     is_request: bool
     author: str
@@ -35,15 +35,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Summary:
-    """What the list of sessions says of one."""
+    """What the list of sessions shows about one of them."""
 
-    agent: str  # as the agent writes itself; the entity's name is in lower case
+    agent: str  # the agent's spelling; the entity's name is in lower case
     turns: int
     tokens: int
 
 
 def entries(state: str | None) -> list[Entry] | None:
-    """What was said so far, in order; None if the state is not a conversation."""
+    """All messages so far, in order; None if the state is not a conversation."""
     value = parsed(state)
     data = value.get("data") if isinstance(value, dict) else None
     history = data.get("conversationHistory") if isinstance(data, dict) else None
@@ -51,14 +51,14 @@ def entries(state: str | None) -> list[Entry] | None:
         return None
     found: list[Entry] = []
     for entry in (_entry(entry) for entry in history if isinstance(entry, dict)):
-        # A response has its model's time, in whole seconds: without this it might come before its request.
+        # A response has the model's time, in whole seconds: it could be before its request's time.
         before = found[-1].time if found else None
         found.append(replace(entry, time=max(entry.time, before)) if entry.time and before else entry)
     return found
 
 
 def summary(state: str | None, entity_name: str) -> Summary:
-    """The conversation in figures; all zero if the state is not one."""
+    """The conversation in numbers; all zero if the state is not a conversation."""
     found = entries(state) or []
     authors = [entry.author for entry in found if not entry.is_request and entry.author != "agent"]
     return Summary(
@@ -88,7 +88,7 @@ def _entry(entry: dict[str, Any]) -> Entry:
 
 
 def parts(message: dict[str, Any]) -> Iterator[Part]:
-    """The pieces of a message, as the entity stores it (`functionCall`) or as a response says it (`function_call`)."""
+    """The pieces of a message, as the entity stores it (`functionCall`) or as in a response (`function_call`)."""
     for content in _list(message.get("contents")):
         if not isinstance(content, dict):
             yield Part("other", _text(content))
@@ -119,7 +119,7 @@ def run_request(payload: str | None) -> str:
 
 
 def run_response(payload: str | None) -> tuple[str, str, bool]:
-    """Author, text, and whether it stands for a failure, of the output of a call to an agent."""
+    """Author, text, and whether it is a failure, from the output of a call to an agent."""
     value = parsed(payload)
     messages = _list(value.get("messages")) if isinstance(value, dict) else []
     messages = [message for message in messages if isinstance(message, dict)]

@@ -1,6 +1,6 @@
-"""What all pages share: the frame around them, keeping up to date, and how times, statuses and payloads look.
+"""What all pages share: the frame around them, updating them, and showing times, statuses and payloads.
 
-Whatever comes from a payload is shown as text: in labels and properties, never as HTML, Markdown or a template.
+Everything from a payload is shown as text: in labels and properties, never as HTML, Markdown or a template.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ def tag(name: str, classes: str = "") -> ui.element:
 
 
 class Text(ui.label):
-    """A text, in an HTML element of choice."""
+    """A text in an HTML element."""
 
     def __init__(self, text: str, classes: str = "", element: str = "div") -> None:
         super().__init__(text)
@@ -52,14 +52,14 @@ class Text(ui.label):
 
 
 class Moment(Text):
-    """How long ago something was, kept up to date; the exact time when the pointer rests on it."""
+    """How long ago something was, kept up to date; the tooltip has the exact time."""
 
     def __init__(self, time: datetime) -> None:
         super().__init__("", "moment", "time")
         self.show(time)
 
     def show(self, time: datetime) -> None:
-        """Say how long ago that time was."""
+        """Show how long ago that time was."""
         self.time = time
         self.text = words.ago(time)
         self.props["title"] = words.exact(time)
@@ -68,7 +68,7 @@ class Moment(Text):
 
 @contextmanager
 def page(hub_name: str, back: bool = True) -> Iterator[Hub]:
-    """The frame of a page; the `with` fills it. Gives the task hub."""
+    """The frame of a page; the `with` fills it, and receives the task hub."""
     theme = ui.context.client.request.cookies.get("theme", "auto")
     ui.colors(primary="#2f62c9", positive="#1c7c48", negative="#c0342c")
     with tag("header", "top"), tag("div", "inner"):
@@ -109,15 +109,15 @@ def link(text: str, target: str, classes: str = "") -> ui.link:
 
 
 class PageClosed(Exception):
-    """The page was closed while something was read for it."""
+    """The page was closed while its data was read."""
 
 
 async def reading(call: Callable[..., M], *arguments: Any) -> M:
-    """What a call to the scheduler gives, made in a thread so that other pages go on.
+    """The result of a call to the scheduler, in a thread so that other pages are not blocked.
 
     Raises:
         SchedulerProblem: the call's problem.
-        PageClosed: nobody looks any more, and there is nothing left to show it in.
+        PageClosed: the page is closed, so nothing can be shown in it.
     """
     client = ui.context.client
     found = await asyncio.to_thread(call, *arguments)
@@ -127,7 +127,7 @@ async def reading(call: Callable[..., M], *arguments: Any) -> M:
 
 
 def keep_up_to_date(refresh: Callable[[], Awaitable[None]]) -> None:
-    """Call `refresh` now and every TICK_SECONDS. While the scheduler cannot be reached, a banner says so."""
+    """Call `refresh` now and every TICK_SECONDS. While the scheduler is unreachable, a banner says so."""
     banner = Text("", "banner").props('role="alert"')
     banner.move(target_index=0)
     banner.set_visibility(False)
@@ -154,7 +154,7 @@ def keep_up_to_date(refresh: Callable[[], Awaitable[None]]) -> None:
 
 
 class Section(Generic[M]):
-    """A part of a page that is drawn again only when what it shows has changed, so that folds and selections stay."""
+    """A part of a page that is drawn again only when its data has changed, so that folds and selections stay."""
 
     def __init__(self, draw: Callable[[M], object], classes: str = "") -> None:
         self._draw = draw
@@ -174,7 +174,7 @@ class Section(Generic[M]):
 
 
 def notice(text: str) -> None:
-    """Something to know, above the rest."""
+    """A remark at the top of a page."""
     Text(text, "banner quiet").props('role="status"')
 
 
@@ -189,7 +189,7 @@ def status_badge(status: str) -> None:
 
 
 def payload(title: str, raw: str | None) -> None:
-    """A payload in a card: pretty, to be copied, and folded when it is long."""
+    """A payload in a card: formatted, with a copy button, and folded if it is long."""
     with tag("div", "card payload"):
         with tag("div", "payload-head"):
             Text(title, element="h3")
@@ -202,7 +202,7 @@ def payload(title: str, raw: str | None) -> None:
 
 
 def folded(text: str, classes: str = "") -> None:
-    """A text with its line breaks; of a very long one the beginning, and a button for the rest."""
+    """A text with its line breaks; a very long one is cut, with a button for the rest."""
     shown = Text(text[:FOLD], f"text {classes}").props("tabindex=0" if "code" in classes else "")
     if len(text) <= FOLD:
         return
@@ -217,7 +217,7 @@ def folded(text: str, classes: str = "") -> None:
 
 
 def copy_button(text: str, label: str) -> None:
-    """A button that puts the whole text on the clipboard."""
+    """A button that copies the whole text to the clipboard."""
 
     def copy() -> None:
         ui.clipboard.write(text)

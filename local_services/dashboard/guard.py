@@ -1,4 +1,4 @@
-"""Keeps other web pages out: a page from elsewhere, open in the same browser, must not read or act here."""
+"""Refuses requests of other web pages: a page in the same browser must not read or act here."""
 
 from collections.abc import Collection
 
@@ -6,7 +6,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# The pages' library makes functions of its templates in the browser, and writes styles into the page.
+# NiceGUI compiles templates to functions in the browser, and writes styles into the page.
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; font-src 'self' data:; connect-src 'self' {websockets}; "
@@ -15,10 +15,10 @@ CONTENT_SECURITY_POLICY = (
 
 
 class OwnPagesOnly:
-    """Answers what comes by one of its own addresses, and from its own pages if a page sent it.
+    """Answers only requests to its own addresses, and if a page sent the request, only its own pages.
 
-    The `Host` header holds against DNS rebinding, where a stranger's name is made to point at this machine; `Origin`,
-    which browsers send with every websocket and every request that acts, against pages from elsewhere.
+    Checking `Host` prevents DNS rebinding, where another site's name points to this machine. Checking `Origin`, which
+    browsers send with every websocket and every request that changes something, prevents requests of other sites.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
@@ -38,7 +38,7 @@ class OwnPagesOnly:
         elif self._is_own(Headers(scope=scope)):
             await self.app(scope, receive, self._with_headers(send))
         elif scope["type"] == "websocket":
-            await receive()  # the request to connect, which has to be taken before it can be refused
+            await receive()  # the request to connect must be received before it can be refused
             await send({"type": "websocket.close", "code": 1008})
         else:
             where = " or ".join(f"http://{host}" for host in sorted(self._hosts))

@@ -1,4 +1,4 @@
-"""What an orchestration's history tells: its steps in time, who talked to whom, and event by event."""
+"""An orchestration's history: as steps for the timeline, as a sequence diagram, and event by event."""
 
 import re
 import textwrap
@@ -15,34 +15,34 @@ from local_services.dashboard.conversation import PREFIX, run_request, run_respo
 from local_services.dashboard.words import aware, duration, failure_text, line, pretty
 
 Kind = Literal["agent", "activity", "orchestration", "entity", "timer", "event"]
-SEQUENCE_LIMIT = 40  # steps; a longer diagram says nothing, and takes the browser seconds
+SEQUENCE_LIMIT = 40  # steps; a longer diagram is not readable, and takes the browser seconds
 LABEL_WIDTH = 32  # characters in a line of the diagram
 
 
 @dataclass(frozen=True)
 class Step:
-    """Something the orchestration did or waited for."""
+    """Something that the orchestration did or waited for."""
 
     kind: Kind
     name: str
     start: datetime
-    end: datetime | None = None  # None: it goes on
+    end: datetime | None = None  # None: not finished
     asked: str = ""
     answered: str = ""
     failed: bool = False
     link: str = ""  # the agent's session or the sub-orchestration, by its id in the scheduler
-    abandoned: bool = False  # not over when the orchestration was
+    abandoned: bool = False  # not finished when the orchestration ended
 
     def seconds(self, now: datetime) -> float:
-        """How long it took, or has taken so far."""
+        """How long it took, or how long it has run so far."""
         return max(0.0, ((self.end or now) - self.start).total_seconds())
 
 
 def steps(events: Iterable[h.HistoryEvent], waiting_for: str = "") -> list[Step]:
-    """All steps in the order of their beginning.
+    """All steps, in the order in which they began.
 
     Args:
-        waiting_for: what an orchestration that goes on with no other step open waits for; nothing if it does not wait.
+        waiting_for: what an unfinished orchestration without unfinished steps waits for; empty if it does not wait.
     """
     open_steps: dict[Any, Step] = {}
     done: list[Step] = []
@@ -56,7 +56,7 @@ def steps(events: Iterable[h.HistoryEvent], waiting_for: str = "") -> list[Step]
             done.append(_finished(open_steps.pop(key), event))
         match event:
             case h.OrchestratorStartedEvent():
-                idle_since = last  # since the step before, whose end DTS does not note
+                idle_since = last  # since the previous step, because DTS does not record its end
             case h.EventRaisedEvent(name=name, input=payload):
                 done.append(Step("event", name, min(idle_since or time, time), time, answered=pretty(payload)))
             case h.ExecutionCompletedEvent() | h.ExecutionTerminatedEvent():
@@ -70,7 +70,7 @@ def steps(events: Iterable[h.HistoryEvent], waiting_for: str = "") -> list[Step]
 
 
 def _begun(event: h.HistoryEvent) -> tuple[Any, Step] | None:
-    """What begins with this event, and the key by which its end will name it."""
+    """The step that begins with this event, and the key that its end event will have."""
     time = event.timestamp
     match event:
         case h.TaskScheduledEvent(event_id=number, name=name, input=payload):
@@ -128,7 +128,7 @@ def _entity_name(target: str) -> str:
         return target
 
 
-# Who talked to whom -------------------------------------------------------------------------------------------------
+# Sequence diagram ---------------------------------------------------------------------------------------------------
 
 
 def sequence_diagram(all_steps: list[Step]) -> str:
@@ -163,10 +163,10 @@ def _participant(step: Step) -> str:
 
 
 def _escaped(text: str, harmless: str = "") -> str:
-    """The text in up to two lines, as Mermaid shows it and does not read it.
+    """The text in up to two lines, escaped for Mermaid.
 
-    Every character that might mean something is written as its number. The lines are broken here, before that:
-    Mermaid would break them in the middle of a number.
+    Every character that might be syntax is written as its number. The lines are broken before that, because Mermaid
+    would break them in the middle of a number.
     """
     lines = textwrap.wrap(line(text), LABEL_WIDTH, max_lines=2, placeholder="…") or [" "]
     kept = set(" .,?!()'’“”…-_" + harmless)
@@ -174,7 +174,7 @@ def _escaped(text: str, harmless: str = "") -> str:
 
 
 def _message(text: str) -> str:
-    """The text of an arrow, where more is harmless than in a name; Mermaid leaves room for a number's digits."""
+    """The text of an arrow. Fewer characters are escaped than in a name: Mermaid reserves space for the digits."""
     return _escaped(text, '"/{}[]=:@*+')
 
 
@@ -183,12 +183,12 @@ def _message(text: str) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """One event of the history, for reading."""
+    """One event of the history, as it is shown."""
 
     time: datetime
     title: str
     about: str
-    payloads: list[tuple[str, str]]  # what it is, and the payload as it is stored
+    payloads: list[tuple[str, str]]  # description, and the payload as it is stored
 
 
 _PAYLOADS = ("input", "result", "output", "data")

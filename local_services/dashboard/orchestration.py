@@ -1,4 +1,4 @@
-"""The page of an orchestration: what it holds, its steps in time, who talked to whom, its history, and actions."""
+"""The page of an orchestration: data, timeline, sequence diagram, history, and actions."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,8 +16,8 @@ from local_services.dashboard.scheduler import Details, Hub, default_hub
 
 SHOWN_STEPS = 150  # in the timeline
 SHOWN_EVENTS = 200  # of the history, at first and with each click on "more"
-READ_AGAIN = timedelta(seconds=5)  # the history of what goes on, even if the scheduler says nothing has changed
-PENDING = "No worker has begun it yet. Is one running that hosts it?"
+READ_AGAIN = timedelta(seconds=5)  # for the history of an unfinished orchestration, even if nothing seems to change
+PENDING = "No worker has started it yet. Is its worker running?"
 FONT = {"FontFamily": "system-ui, sans-serif", "FontSize": 13}
 MERMAID = {
     "securityLevel": "strict",
@@ -32,13 +32,13 @@ MERMAID = {
 
 
 def orchestration_page(hub: str = "", id: str = "") -> None:
-    """The page; the query of its address names the instance."""
+    """The page; the query parameters select the instance."""
     with frame.page(hub or default_hub()) as task_hub:
         frame.keep_up_to_date(OrchestrationPage(task_hub, id).refresh)
 
 
 class OrchestrationPage:
-    """What the page shows, and how far it has read."""
+    """The content of the page."""
 
     def __init__(self, hub: Hub, instance_id: str) -> None:
         self.hub = hub
@@ -59,7 +59,7 @@ class OrchestrationPage:
         """Read what has changed, and show it. Raises SchedulerProblem."""
         details = await frame.reading(self.hub.orchestration, self.id)
         if details is None:
-            stays = " What was seen of it stays here." if self._details else ""
+            stays = " This page shows its last known state." if self._details else ""
             self._notice.show(f"There is no such orchestration in this task hub; it may have been purged.{stays}")
             return
         self._notice.show(PENDING if details.status == "PENDING" else None)
@@ -118,7 +118,7 @@ class OrchestrationPage:
 
 @dataclass
 class _Bar:
-    """A step's bar and the text of its duration, to be brought up to date while the step goes on."""
+    """A step's bar and the text of its duration, which are updated until the step ends."""
 
     step: Step
     bar: ui.element
@@ -126,7 +126,7 @@ class _Bar:
 
 
 class Timeline:
-    """The steps as bars over time. What runs grows; what ran at the same time stands below each other."""
+    """The steps as bars over time, one below the other. The bars of running steps grow."""
 
     def __init__(self, hub_name: str) -> None:
         self._hub_name = hub_name
@@ -135,10 +135,10 @@ class Timeline:
         self._end_label: Text | None = None
 
     def show(self, steps: list[Step], details: Details) -> None:
-        """Bring the chart to these steps."""
+        """Show these steps."""
         self._section.show(steps or None)
         if not steps:
-            self._bars = []  # restarted, or purged: they are gone with the section
+            self._bars = []  # restarted or purged: they were removed with the section
             return
         begin = min([details.started, *(step.start for step in steps)])
         end = words.now() if details.is_active else max([details.updated, *(step.end or step.start for step in steps)])
@@ -177,14 +177,14 @@ class Timeline:
             seconds = one.step.seconds(end)
             left = 100 * max(0.0, (one.step.start - begin).total_seconds()) / whole
             one.bar.style(f"left: {left:.3f}%; width: {100 * seconds / whole:.3f}%")
-            suffix = " …" if one.step.end is None else ", not over" if one.step.abandoned else ""
+            suffix = " …" if one.step.end is None else ", unfinished" if one.step.abandoned else ""
             one.length.text = words.duration(round(seconds, 3 if seconds < 1 else 1)) + suffix
         if self._end_label:
             self._end_label.text = words.duration(round(whole, 3 if whole < 1 else 1))
 
 
 class History:
-    """The history, event by event, each with its payloads; what is new is added below."""
+    """The history, event by event, each with its payloads; new events are added at the end."""
 
     def __init__(self) -> None:
         self._lines: list[Line] = []
@@ -196,8 +196,8 @@ class History:
         self._place.set_visibility(False)
 
     def show(self, lines: list[Line]) -> None:
-        """Bring the list to these events."""
-        if lines[: self._drawn] != self._lines[: self._drawn]:  # it began anew
+        """Show these events."""
+        if lines[: self._drawn] != self._lines[: self._drawn]:  # another execution
             self._list.clear()
             self._drawn = 0
         self._lines = lines

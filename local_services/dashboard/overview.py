@@ -14,25 +14,25 @@ from local_services.dashboard.scheduler import STATUSES, Hub, Orchestration, Ses
 ROWS = 25  # on a page
 
 T = TypeVar("T")
-Row: TypeAlias = tuple[str, str, Sequence["str | datetime"]]  # what it is known by, the page it leads to, and its cells
+Row: TypeAlias = tuple[str, str, Sequence["str | datetime"]]  # its key, the page that it links to, and its cells
 
 ORCHESTRATION_COLUMNS = ("name", "id", "status", "started", "duration", "custom status")
 SESSION_COLUMNS = ("agent", "key", "turns", "tokens", "last activity")
 
 
 def overview_page(hub: str = "", view: str = "", status: str = "", q: str = "") -> None:
-    """The page; the query of its address says what it shows."""
+    """The page; the query parameters select what it shows."""
     with frame.page(hub or default_hub(), back=False) as task_hub:
         overview = Overview(task_hub, view, status if status in STATUSES else "", q)
         frame.keep_up_to_date(overview.refresh)
 
 
 class Overview:
-    """The lists, what they are filtered by, and where they are turned to."""
+    """The lists, their filters and their pages."""
 
     def __init__(self, hub: Hub, view: str, status: str, text: str) -> None:
         self.hub = hub
-        self.view = view  # "sessions" or "orchestrations"; nothing until it is known which there are
+        self.view = view  # "sessions" or "orchestrations"; empty until the lists are read
         self.status = status
         self.text = text
         with tag("div") as self._content:
@@ -46,7 +46,7 @@ class Overview:
             self._orchestrations = Listing(ORCHESTRATION_COLUMNS, self.show)
             self._sessions = Listing(SESSION_COLUMNS, self.show)
             self._empty = Text("", "empty")
-        self._content.set_visibility(False)  # until something has been read
+        self._content.set_visibility(False)  # until the lists are read
 
     def _view_button(self, name: str) -> ui.button:
         button = ui.button(on_click=lambda: self._change(view=name), color=None).props("flat no-caps").classes("view")
@@ -66,7 +66,7 @@ class Overview:
         await self._change(text=(event.value or "").strip())
 
     async def _change(self, **changes: str) -> None:
-        """Show something else, from the first page on, and note it in the address."""
+        """Show something else, beginning with the first page, and update the address."""
         for name, value in changes.items():
             setattr(self, name, value)
         self._orchestrations.page = self._sessions.page = 1
@@ -82,7 +82,7 @@ class Overview:
         await self.show()
 
     async def show(self) -> None:
-        """Bring the page to what the hub's lists say. Raises SchedulerProblem."""
+        """Show the hub's lists. Raises SchedulerProblem."""
         hub, of_sessions = self.hub, self.view == "sessions"
         self._content.set_visibility(True)
         self._show_counters()
@@ -136,10 +136,10 @@ class Overview:
 
 
 class Listing:
-    """A table that is given the rows of one page at a time, and the buttons that turn its pages.
+    """A table that shows one page of rows, and the buttons for the other pages.
 
-    What stays from one time to the next is brought up to date and not drawn anew, so that a selection or the
-    keyboard's focus in it stays. (The library's own table draws a cell with a link or a badge anew each time.)
+    Rows that stay are updated and not drawn again, so that a selection or the keyboard's focus stays. (NiceGUI's own
+    table draws cells with links or badges again each time.)
     """
 
     def __init__(self, columns: Sequence[str], on_turn: Callable[[], Any]) -> None:
@@ -164,7 +164,7 @@ class Listing:
             await self._on_turn()
 
     def turn(self, found: Sequence[T]) -> Sequence[T]:
-        """The part of what was found that the page shows."""
+        """The rows of the current page."""
         last = max(1, -(-len(found) // ROWS))
         self.page = min(self.page, last)
         self._buttons.max = last
@@ -201,7 +201,7 @@ class Listing:
         return row, cells
 
     def set_visibility(self, visible: bool) -> None:
-        """Show or hide all of it."""
+        """Show or hide the table and its buttons."""
         self._place.set_visibility(visible)
 
 

@@ -1,4 +1,4 @@
-"""The draft that an orchestration has a person decide on, with the decision's buttons."""
+"""A draft that waits for a person's decision, with the buttons for it."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from local_services.dashboard.scheduler import Details, Hub
 
 
 class Review:
-    """Shows what waits for a decision, sends the decision, and says what became of it."""
+    """Shows the draft, sends the decision, and shows whether it counted."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
@@ -22,7 +22,7 @@ class Review:
         self._place = Section(self._draw, "card review")
 
     def show(self, details: Details) -> None:
-        """Bring it to what the custom status says."""
+        """Show what the custom status contains."""
         self._id = details.id
         if self._sent and (said := outcome(details.raw_custom_status, self._sent)):
             self._sent = ""
@@ -58,7 +58,7 @@ class Review:
         async def reject() -> bool:
             text = (feedback.value or "").strip()
             if not text:
-                ui.notify("The feedback tells the writer what to do better: it cannot be empty.", type="warning")
+                ui.notify("The feedback cannot be empty: the next draft is based on it.", type="warning")
                 return False
             return await self._send(approval.decision(False, text))
 
@@ -70,5 +70,5 @@ class Review:
         sent = await raise_event(self.hub, self._id, EVENT, decision)
         if sent and "decision_id" in decision:
             self._sent = decision["decision_id"]
-            self._said.show("The decision is sent; a worker has to take it up.")
+            self._said.show("The decision was sent; waiting for a worker.")
         return sent

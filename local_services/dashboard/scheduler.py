@@ -1,4 +1,4 @@
-"""One task hub, read and acted on through the scheduler's public client alone: here, at the DTS emulator, in Azure."""
+"""Reads and changes a task hub, only with the public client: of this scheduler, the DTS emulator or Azure."""
 
 import functools
 import logging
@@ -23,12 +23,12 @@ from durabletask.history import HistoryEvent
 from local_services.dashboard.conversation import PREFIX, Summary, summary
 from local_services.dashboard.words import aware, failure_text, first_line
 
-CALL_SECONDS = 5.0  # for each call, then the scheduler counts as out of reach
-FRESH_SECONDS = 0.5  # lists that are younger are not read again: many pages may look at one hub
-FULL_SECONDS = 10.0  # how often a list is read as a whole, which shows what was purged
+CALL_SECONDS = 5.0  # for each call; after that the scheduler counts as unreachable
+FRESH_SECONDS = 0.5  # younger lists are not read again: many pages may show one hub
+FULL_SECONDS = 10.0  # how often the whole list is read, to notice what was purged
 PAGE = 500  # items in one answer
-OVERLAP = timedelta(seconds=1)  # new items are asked for from a little earlier than the newest one known
-MISSED_LIMIT = 200  # more instances than this are not asked for one by one
+OVERLAP = timedelta(seconds=1)  # the query for new items begins this much before the newest known one
+MISSED_LIMIT = 200  # more instances than this are not read one by one
 
 STATUSES = ("RUNNING", "COMPLETED", "FAILED", "PENDING", "SUSPENDED", "TERMINATED")
 ACTIVE = [OrchestrationStatus.RUNNING, OrchestrationStatus.PENDING, OrchestrationStatus.SUSPENDED]
@@ -37,12 +37,12 @@ T = TypeVar("T")
 
 
 class SchedulerProblem(Exception):
-    """The scheduler is out of reach, or refuses the call; the message says so to a person."""
+    """The scheduler is unreachable, or refuses the call; the message is for a person."""
 
 
 @dataclass(frozen=True)
 class Orchestration:
-    """An orchestration as the list shows it."""
+    """An orchestration in the list."""
 
     id: str
     name: str
@@ -53,13 +53,13 @@ class Orchestration:
 
     @property
     def is_active(self) -> bool:
-        """Whether it may still change by itself."""
+        """Whether it is unfinished."""
         return self.status in {status.name for status in ACTIVE}
 
 
 @dataclass(frozen=True)
 class Details(Orchestration):
-    """An orchestration with all that it holds but its history."""
+    """An orchestration with all its data except its history."""
 
     input: str | None
     output: str | None
@@ -69,19 +69,19 @@ class Details(Orchestration):
 
 @dataclass(frozen=True)
 class Session:
-    """A conversation with an agent, as the list shows it."""
+    """A conversation with an agent, in the list."""
 
     entity: EntityInstanceId
     changed: datetime
 
     @property
     def id(self) -> str:
-        """What names it in the scheduler."""
+        """Its id in the scheduler."""
         return str(self.entity)
 
 
 class Hub:
-    """A task hub. Its lists are kept here and brought up to date when somebody looks; any thread may call."""
+    """A task hub. Its lists are cached here, and updated when a page is open; any thread may call."""
 
     def __init__(self, endpoint: str, name: str) -> None:
         self.endpoint = endpoint
@@ -96,7 +96,7 @@ class Hub:
     # Lists ---------------------------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Bring the lists up to date. Raises SchedulerProblem."""
+        """Update the lists. Raises SchedulerProblem."""
         with self._lock, self._problems():
             began = time.monotonic()
             if began < self._next_look:
@@ -107,7 +107,7 @@ class Hub:
             ended = time.monotonic()
             if full:
                 self._next_full_look = ended + max(FULL_SECONDS, 20 * (ended - began))
-            self._next_look = ended + max(FRESH_SECONDS, 2 * (ended - began))  # whatever its size, no load to speak of
+            self._next_look = ended + max(FRESH_SECONDS, 2 * (ended - began))  # limits the load
 
     def _read_orchestrations(self, full: bool) -> None:
         known = {} if full else {row.id: row for row in self.orchestrations}
@@ -129,7 +129,8 @@ class Hub:
 
     def _query(self, **filters: Any) -> list[Orchestration]:
         states = self._client.get_all_orchestration_states(OrchestrationQuery(max_instance_count=PAGE, **filters))
-        return [_row(state) for state in states if not state.instance_id.startswith("@")]  # entities, in some backends
+        # Some backends list entities too.
+        return [_row(state) for state in states if not state.instance_id.startswith("@")]
 
     def _read_sessions(self, full: bool) -> None:
         known = {} if full else {session.id: session for session in self.sessions}
@@ -143,11 +144,11 @@ class Hub:
         self.sessions = tuple(sorted(known.values(), key=lambda one: (one.changed, one.id), reverse=True))
 
     def counts(self) -> Counter[str]:
-        """How many orchestrations there are of each status."""
+        """The number of orchestrations with each status."""
         return Counter(row.status for row in self.orchestrations)
 
     def find(self, status: str = "", text: str = "") -> list[Orchestration]:
-        """The orchestrations of a status whose id, name or custom status has the text in it."""
+        """The orchestrations with this status whose id, name or custom status contains the text."""
         words = text.casefold()
         return [
             row
@@ -156,12 +157,12 @@ class Hub:
         ]
 
     def find_sessions(self, text: str = "") -> list[Session]:
-        """The sessions whose agent or key has the text in it."""
+        """The sessions whose agent or key contains the text."""
         words = text.casefold()
         return [session for session in self.sessions if words in session.id.casefold()]
 
     def custom_statuses(self, rows: Iterable[Orchestration]) -> dict[str, str]:
-        """The custom status of each row. A list need not have it: DTS may send it with the payloads only."""
+        """The custom status of each row. The list may not have it: DTS may send it only with the payloads."""
         with self._problems():
             return {row.id: row.custom_status or self._custom_status(row) for row in rows}
 
@@ -182,7 +183,7 @@ class Hub:
             return {one.id: self._remember(one.id, one.changed, lambda one=one: read(one)) for one in sessions}
 
     def _remember(self, key: str, changed: datetime, read: Callable[[], T]) -> T:
-        """What was read of this before, unless it has changed since."""
+        """The value from the cache, or read again if the item has changed since."""
         known = self._remembered.get(key)
         if known and known[0] == changed:
             return known[1]
@@ -190,10 +191,10 @@ class Hub:
         self._remembered[key] = (changed, value)
         return value
 
-    # One of them ---------------------------------------------------------------------------------------------------
+    # Single orchestrations and sessions ----------------------------------------------------------------------------
 
     def orchestration(self, instance_id: str) -> Details | None:
-        """An orchestration with its payloads; None if there is none of this id. Raises SchedulerProblem."""
+        """An orchestration with its payloads; None if there is none with this id. Raises SchedulerProblem."""
         with self._problems():
             state = self._client.get_orchestration_state(instance_id)
         return _details(state) if state else None
@@ -209,7 +210,7 @@ class Hub:
                 raise
 
     def session_changed(self, entity: EntityInstanceId) -> tuple[datetime, int] | None:
-        """When a conversation changed last, and how many messages wait in it; None if there is none."""
+        """When a conversation changed last, and its number of waiting messages; None if there is none."""
         with self._problems():
             found = self._client.get_entity(entity, include_state=False)
         return (aware(found.last_modified), found.backlog_queue_size) if found else None
@@ -224,7 +225,7 @@ class Hub:
         return (found.get_state() or "") if found else ""
 
     def act(self, call: Callable[[DurableTaskSchedulerClient], T]) -> T:
-        """Do something with the client, and read the lists as a whole afterwards. Raises SchedulerProblem."""
+        """Do something with the client, and read the whole lists afterwards. Raises SchedulerProblem."""
         with self._problems():
             result = call(self._client)
         self._next_look = self._next_full_look = 0.0
@@ -232,13 +233,13 @@ class Hub:
 
     @contextmanager
     def _problems(self) -> Iterator[None]:
-        """Turns what goes wrong in a call into words for a person."""
+        """Turn errors of a call into messages for a person."""
         try:
             yield
         except grpc.RpcError as error:
             code, words = (error.code(), error.details()) if isinstance(error, grpc.Call) else (None, str(error))
             if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                problem = f"The scheduler at {self.endpoint} does not answer. This page goes on as soon as it does."
+                problem = f"The scheduler at {self.endpoint} does not answer. This page continues as soon as it does."
             else:
                 problem = f"The scheduler at {self.endpoint} refuses the call: {words} ({code.name if code else '?'})"
             raise SchedulerProblem(problem) from error
@@ -268,7 +269,7 @@ def _details(state: OrchestrationState) -> Details:
 
 
 class _Deadline(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
-    """Bounds every call: the client's own methods take no time limit, and a silent scheduler would hold a page."""
+    """Limits the time of every call: the client's methods have no timeout, so a silent scheduler would block a page."""
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         return continuation(client_call_details._replace(timeout=CALL_SECONDS), request)
@@ -286,7 +287,7 @@ def _client(endpoint: str, hub: str) -> DurableTaskSchedulerClient:
         interceptors=[_Deadline()],
         logger=logging.getLogger("durabletask"),
         channel_options=GrpcChannelOptions(
-            max_receive_message_length=-1,  # a page of conversations or a history may exceed gRPC's 4 MiB
+            max_receive_message_length=-1,  # a page of conversations or a history may be larger than gRPC's 4 MiB
             max_send_message_length=-1,
             raw_options=[("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 1000)],
         ),
@@ -295,22 +296,22 @@ def _client(endpoint: str, hub: str) -> DurableTaskSchedulerClient:
 
 @functools.cache
 def _azure_credential() -> Any:
-    from azure.identity import DefaultAzureCredential  # a fifth of a second, and not needed locally
+    from azure.identity import DefaultAzureCredential  # takes a fifth of a second, and is not needed locally
 
     return DefaultAzureCredential()
 
 
 def endpoint() -> str:
-    """The scheduler's address, as the samples read it."""
+    """The scheduler's address, from the same settings as the samples'."""
     return os.environ.get("ENDPOINT", "").strip() or "http://localhost:8080"
 
 
 def default_hub() -> str:
-    """The task hub that is shown first, as the samples read it."""
+    """The first task hub to show, from the same settings as the samples'."""
     return os.environ.get("TASKHUB", "").strip() or "default"
 
 
 @functools.cache
 def hub(name: str) -> Hub:
-    """The task hub of that name, one for all pages."""
+    """The task hub with that name; all pages share it."""
     return Hub(endpoint(), name)

@@ -10,22 +10,22 @@ from local_services.dashboard.conversation import Entry, Part
 from local_services.dashboard.frame import Moment, Section, Text, tag
 from local_services.dashboard.scheduler import Hub, default_hub
 
-SHOWN_ENTRIES = 200  # of a long conversation, the latest
+SHOWN_ENTRIES = 200  # the latest ones of a long conversation
 
 
 def session_page(hub: str = "", id: str = "") -> None:
-    """The page; the query of its address names the entity."""
+    """The page; the query parameters select the entity."""
     with frame.page(hub or default_hub()) as task_hub:
         try:
             entity = EntityInstanceId.parse(id)
         except ValueError:
-            Text("This address names no agent session.", "empty")
+            Text("This is not the address of an agent session.", "empty")
             return
         frame.keep_up_to_date(SessionPage(task_hub, entity).refresh)
 
 
 class SessionPage:
-    """What the page shows, and how far it has read."""
+    """The content of the page."""
 
     def __init__(self, hub: Hub, entity: EntityInstanceId) -> None:
         self.hub = hub
@@ -42,11 +42,12 @@ class SessionPage:
     async def refresh(self) -> None:
         """Read the conversation if it has changed. Raises SchedulerProblem."""
         found = await frame.reading(self.hub.session_changed, self.entity)
-        self._gone.show(None if found else "There is no such session in this task hub; what was seen of it stays here.")
+        missing = "There is no such session in this task hub. This page shows its last known state."
+        self._gone.show(None if found else missing)
         if not found:
             return
         changed, queued = found
-        self._busy.show(f"{queued} more to answer …" if queued else None)
+        self._busy.show(f"{queued} waiting for an answer …" if queued else None)
         if changed != self._read_at:
             state = await frame.reading(self.hub.session_state, self.entity)
             self._read_at = changed
@@ -55,7 +56,7 @@ class SessionPage:
             self._raw.show(state)
 
     def _show_entries(self, entries: list[Entry] | None) -> None:
-        """Add what is new; a conversation only grows, and what was drawn stays as it is."""
+        """Add new entries; a conversation only grows, so the others stay as they are."""
         entries = entries or []
         known = len(self._entries)
         if entries[:known] != self._entries:

@@ -1,4 +1,4 @@
-"""Times, durations, payloads and failures in words."""
+"""Formats times, durations, payloads and failures."""
 
 import json
 import re
@@ -6,23 +6,23 @@ from datetime import datetime, timezone
 
 from durabletask.task import FailureDetails
 
-LINE = 120  # characters of a text where one line stands for it
+LINE = 120  # characters of a text that is shown on one line
 UNITS = ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))  # each with the next smaller one
 
 
 def now() -> datetime:
-    """The present time, with its time zone."""
+    """The current time, with its time zone."""
     return datetime.now(timezone.utc)
 
 
 def aware(time: datetime) -> datetime:
-    """The time with a time zone: the SDK hands out some without, and means UTC."""
+    """The time with a time zone: the SDK returns some without one, in UTC."""
     return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
 
 
 def parsed_time(value: object) -> datetime | None:
-    """The time that an ISO 8601 text names; None if it names none."""
-    # Python 3.10 knows no Z, and wants six digits of a second's fraction; .NET writes seven.
+    """The time in an ISO 8601 text; None if it is not one."""
+    # Python 3.10 does not read "Z", and needs six digits of a second's fraction; .NET writes seven.
     text = re.sub(r"\.(\d{1,6})\d*", lambda fraction: f".{fraction[1]:0<6}", str(value).replace("Z", "+00:00"))
     try:
         return aware(datetime.fromisoformat(text))
@@ -31,7 +31,7 @@ def parsed_time(value: object) -> datetime | None:
 
 
 def ago(time: datetime) -> str:
-    """How long ago that was."""
+    """How long ago the time was."""
     seconds = int((now() - time).total_seconds())
     if -2 < seconds < 2:
         return "just now"
@@ -62,9 +62,9 @@ def duration(seconds: float) -> str:
 
 
 def pretty(payload: str | None) -> str:
-    """A payload for reading: JSON indented, a JSON string as the text it stands for, anything else as it is.
+    """A payload for people: JSON is indented, a JSON string becomes its text, anything else stays as it is.
 
-    A text whose second line begins a JSON object, as the custom status of sample 07 does, has that indented too.
+    If a JSON object begins in the second line, as in the custom status of sample 07, it is indented too.
     """
     value = parsed(payload)
     if isinstance(value, str):
@@ -74,7 +74,7 @@ def pretty(payload: str | None) -> str:
 
 
 def parsed(payload: object) -> object:
-    """What a payload holds if it is JSON, else the payload itself; nothing is an empty string."""
+    """The value of a JSON payload, or the payload itself if it is not JSON; None becomes an empty string."""
     if not isinstance(payload, str):
         return "" if payload is None else payload
     try:
@@ -84,20 +84,20 @@ def parsed(payload: object) -> object:
 
 
 def line(text: object, length: int = LINE) -> str:
-    """The text on one line, cut to the length."""
+    """The text on one line, of this length at most."""
     words = " ".join(str(text)[: length * 4].split())
     return words if len(words) <= length else words[: length - 1] + "…"
 
 
 def first_line(payload: str | None) -> str:
-    """The first line of a payload for reading, or all of it on one line if it is JSON with structure."""
+    """The first line of a text payload, or a JSON object or array on one line."""
     value = parsed(payload)
     text = value.strip().partition("\n")[0] if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return line(text)
 
 
 def failure_text(details: FailureDetails | None) -> str:
-    """What went wrong, and what caused it, line by line, each with its stack trace if there is one."""
+    """A failure and its causes, one per line, each with its stack trace if there is one."""
     parts: list[str] = []
     while details:
         parts.append(f"{details.error_type}: {details.message}")

@@ -1,7 +1,7 @@
-"""The offline model: answers chat requests by rules, the same request always in the same way, without any network.
+"""The offline model: answers chat requests by rules, without a network. The same request always gets the same answer.
 
-It reads like a script: `reply` decides what kind of answer is wanted, `RULES` are tried in order for a plain one, and
-each rule returns its text, or None if the request is not for it. To teach it something, write a rule and put it there.
+`reply` decides which kind of answer is wanted. For a plain text it tries `RULES` in order: each rule returns its text,
+or None if it does not match the request. To extend the model, write a rule and add it there.
 """
 
 import json
@@ -28,7 +28,7 @@ NOBODY = ("none", "None", "NONE", "neither", "unknown", "other", None, "")  # ho
 
 @dataclass(frozen=True)
 class Reply:
-    """The assistant's next message: a text, or calls of tools."""
+    """The assistant's next message: a text, or tool calls."""
 
     text: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
@@ -51,7 +51,7 @@ def reply(request: Mapping[str, Any]) -> Reply:
 
 
 def plain(conversation: Conversation) -> str:
-    """The first rule's answer that has one."""
+    """The answer of the first rule that has one."""
     return next(answer for rule in RULES if (answer := rule(conversation)))
 
 
@@ -59,19 +59,19 @@ def small_talk(conversation: Conversation) -> str | None:
     """Greetings, thanks, and who this is."""
     request = conversation.request
     if find(r"\b(who|what) are you\b|\byour name\b|are you (an? )?(real|ai|bot|human|model|robot)", request):
-        return f"I am the offline model: a set of rules that stands in for a language model on this machine. {CONNECT}"
+        return f"I am the offline model: a set of rules that replaces a language model on this machine. {CONNECT}"
     if find(r"^\W*(hi|hello|hey|good (morning|afternoon|evening)|greetings)\b.{0,40}$", request):
         offers = "Shall I tell you a joke?" if conversation.is_about("joke") else "What can I do for you?"
         return f"Hello! I am the offline model. {offers}"
     if find(r"^\W*(thanks|thank you|thx|great|cool|nice|perfect|ok|okay)\b.{0,40}$", request):
         return "You're welcome."
     if find(r"^\W*(bye|goodbye|see you|good night)\b.{0,40}$", request):
-        return "Goodbye! This conversation keeps; come back with its key at any time."
+        return "Goodbye! This conversation is stored; come back with its key at any time."
     return None
 
 
 def on_previous(conversation: Conversation) -> str | None:
-    """The previous answer once more: shorter, or explained as far as rules can."""
+    """The previous answer again, shorter or explained as far as rules can."""
     if not conversation.previous:
         return None
     if find(r"\b(shorter|in short|briefly|tl;?dr)\b", conversation.request):
@@ -89,15 +89,15 @@ def on_previous(conversation: Conversation) -> str | None:
 
 
 def summarize_text(conversation: Conversation) -> str | None:
-    """The first sentences of a text that is to be summed up."""
+    """The first sentences of a text to summarize."""
     if find(r"\b(summar(y|i[sz]e)|tl;?dr|sum up)\b", conversation.request):
         text = writing.given_text(conversation)
-        return f"In short: {' '.join(sentences(text)[:2])[:500]}" if text else "Which text shall I sum up?"
+        return f"In short: {' '.join(sentences(text)[:2])[:500]}" if text else "Which text shall I summarize?"
     return None
 
 
 def mail_task(conversation: Conversation) -> str | None:
-    """Judges or answers an email, if that is what the agent is for."""
+    """Judges or answers an email, if that is the agent's task."""
     if conversation.is_about("spam"):
         is_spam, reason = mail.judge(mail.extract(conversation.last))
         return f"{'Spam' if is_spam else 'Not spam'}. {reason}"
@@ -107,14 +107,14 @@ def mail_task(conversation: Conversation) -> str | None:
 
 
 def from_results(conversation: Conversation) -> str | None:
-    """An answer from what the tools have said, if they were called."""
+    """An answer from the tools' results, if there are any."""
     if not conversation.results:
         return None
     return travel.plan(conversation) if travel.is_for(conversation) else tools.answer(conversation)
 
 
 def fallback(conversation: Conversation) -> str:
-    """What is true of everything else."""
+    """The answer to everything else."""
     about = (
         f"“{clip(conversation.last, 80)}” is beyond its rules" if conversation.last.strip() else "the message is empty"
     )
@@ -141,15 +141,15 @@ RULES = [
 
 
 def structured(conversation: Conversation, schema: Schema | bool) -> Any:
-    """A value for a JSON schema, whose properties get what the task's rules know.
+    """A value for a JSON schema, with property values from the task's rules.
 
-    The task shows in the schema: a choice of experts, a verdict on spam, an article, a reply to an email.
+    The schema shows the task: a choice of experts, a verdict on spam, an article, a reply to an email.
     """
     names, choices = set(properties_of(schema)), choices_of(schema)
     if expert_names := experts_among(choices):
         field, reason = experts.route(conversation)
         chosen = (expert_names[field.name],) if field else NOBODY
-        # Whatever the choice is called, it takes the first of these that its schema allows.
+        # For any property name: the first of these that the schema allows.
         answers: dict[str, Any] = {REASONS: reason, "question|query|input": conversation.request, ".*": (*chosen, 0.9)}
     elif any("spam" in name.lower() for name in names):
         is_spam, reason = mail.judge(mail.extract(conversation.last))
@@ -165,7 +165,7 @@ def structured(conversation: Conversation, schema: Schema | bool) -> Any:
 
 
 def object_for(conversation: Conversation) -> Schema:
-    """The properties of a JSON object that is asked for without a schema."""
+    """The properties of a JSON object that is requested without a schema."""
     names = ["answer"]
     if conversation.is_about("spam"):
         return {"type": "object", "properties": {"is_spam": {"type": "boolean"}, "reason": {"type": "string"}}}
@@ -199,7 +199,7 @@ def choices_of(schema: Any) -> list[Any]:
 
 
 def experts_among(choices: list[Any]) -> dict[str, str]:
-    """The choices that name the two experts; empty unless both are there."""
+    """The choices that are the two experts; empty unless both exist."""
     named = {
         field.name: choice
         for field in (experts.PHYSICS, experts.CHEMISTRY)

@@ -1,4 +1,4 @@
-"""A chat request as the rules look at it: who said what. And how they read and shorten text."""
+"""A chat request as a conversation for the rules, and functions that read and shorten text."""
 
 import json
 import re
@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# A message that stands for what was said before it and is no longer there.
+# A message that replaces the older messages.
 SUMMARY = r"^\W{0,3}(the )?summary of (our|the|this) conversation\b.{0,80}:\n"
 NUMBER_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
 @dataclass(frozen=True)
 class ToolResult:
-    """What a tool that the model called has answered."""
+    """The result of a tool call."""
 
     tool: str
     text: str
@@ -21,22 +21,22 @@ class ToolResult:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Everything that was said, oldest first."""
+    """All messages, oldest first."""
 
     instructions: str
     asked: list[str]
     answered: list[str]
     results: list[ToolResult]  # of the calls that followed the user's last message
-    summary: str = ""  # of what was said before
+    summary: str = ""  # of older messages
 
     @property
     def last(self) -> str:
-        """The user's last message, whole."""
+        """The user's complete last message."""
         return self.asked[-1] if self.asked else ""
 
     @property
     def request(self) -> str:
-        """The part of it that says what is wanted: of a very long message, its beginning and its end."""
+        """The last message; only the beginning and the end of a very long one."""
         return self.last if len(self.last) <= 4000 else f"{self.last[:3000]}\n{self.last[-1000:]}"
 
     @property
@@ -85,7 +85,7 @@ def text_of(content: str | list[Any] | None) -> str:
 
 
 def find(pattern: str, text: str) -> re.Match[str] | None:
-    """Search, upper and lower case alike. Patterns keep their repeats bounded, so that a megabyte takes no time."""
+    """Search without regard to case. All patterns have bounded repeats, so that a megabyte is fast."""
     return re.search(pattern, text, re.IGNORECASE)
 
 
@@ -102,7 +102,7 @@ def clip(text: str, limit: int = 200) -> str:
 
 
 def capitalized(text: str) -> str:
-    """The text with a capital first letter; the rest stays as it is."""
+    """The text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
@@ -113,5 +113,5 @@ def numbers(text: str) -> list[int | float]:
 
 
 def plain(digits: str) -> str:
-    """Digits as JSON takes them, without leading zeros."""
+    """Digits without leading zeros, as in JSON."""
     return re.sub(r"^(-?)0+(?=\d)", r"\1", digits)

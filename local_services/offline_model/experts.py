@@ -1,4 +1,4 @@
-"""Physics and chemistry: short answers, each from its expert's point of view, and who is asked what."""
+"""Physics and chemistry: short answers, each from an expert's point of view, and which expert to ask."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ class Fact(NamedTuple):
 class Field(NamedTuple):
     name: str
     expert: str
-    words: str  # what its questions talk about, beside the facts below
+    words: str  # of its questions, in addition to the facts below
     facts: list[Fact]
 
 
@@ -311,7 +311,7 @@ def field_of(conversation: Conversation) -> Field | None:
 
 
 def answer_as_expert(conversation: Conversation) -> str | None:
-    """What the agent knows, if its instructions make it an expert; or more on what it said before."""
+    """The agent's answer, if its instructions make it an expert; or more on its previous answer."""
     field, question = field_of(conversation), conversation.request
     if not field:
         return None
@@ -328,7 +328,7 @@ def answer_as_expert(conversation: Conversation) -> str | None:
 
 
 def answer(conversation: Conversation) -> str | None:
-    """What any agent can say to a question of physics or chemistry; or more on what it said before."""
+    """Any agent's answer to a question of physics or chemistry; or more on its previous answer."""
     question = conversation.request
     if (field := ask_whom(question)) and (fact := fact_about(question, field)):
         return fact.answer
@@ -336,7 +336,7 @@ def answer(conversation: Conversation) -> str | None:
 
 
 def decline(conversation: Conversation) -> str | None:
-    """What an expert says who has nothing to say."""
+    """The answer of an expert who does not know one."""
     field = field_of(conversation)
     return field and (
         f"I am the {field.expert} among the rules of the offline model, and “{clip(conversation.last, 80)}” is not "
@@ -356,7 +356,7 @@ def follow_up(conversation: Conversation) -> str | None:
 
 
 def more(fact: Fact, field: Field, request: str) -> str:
-    """What is asked for about a fact that was told."""
+    """More about an earlier fact, as the request asks."""
     start = sentences(fact.answer)[0]
     if find("how did you|how do you|why do you|are you sure|source", request):
         return (
@@ -370,12 +370,12 @@ def more(fact: Fact, field: Field, request: str) -> str:
 
 
 def fact_about(question: str, field: Field) -> Fact | None:
-    """The first fact of the field that the question names."""
+    """The first fact of the field whose subject is in the question."""
     return next((fact for fact in field.facts if find(fact.about, question)), None)
 
 
 def ask_whom(question: str) -> Field | None:
-    """The field that a question belongs to, by the number of its subjects that it names; physics if both alike."""
+    """The field with more subjects in the question; physics if both have the same number."""
     fields = {field.name: subjects(question, field) for field in (PHYSICS, CHEMISTRY)}
     if not any(fields.values()):
         return None
@@ -389,7 +389,7 @@ def subjects(question: str, field: Field) -> list[str]:
 
 
 def route(conversation: Conversation) -> tuple[Field | None, str]:
-    """The field that the last question should go to, and why; None if it belongs to neither."""
+    """The field of the last question, and why; None if it belongs to neither."""
     question = conversation.request
     if field := ask_whom(question):
         named = ", ".join(f"“{word}”" for word in dict.fromkeys(word.lower() for word in subjects(question, field)))

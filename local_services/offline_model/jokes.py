@@ -1,4 +1,4 @@
-"""Jokes: told by topic, never twice in a conversation, explained and told again from what the conversation holds."""
+"""Jokes by topic, never twice in a conversation; explains a joke of the conversation, or tells it again."""
 
 from typing import NamedTuple
 
@@ -83,7 +83,7 @@ JOKES = [
     ),
 ]
 
-# For a topic that nobody has written a joke about. Told apart by the words after the topic.
+# For topics without a joke. The words after the topic tell them apart.
 ANY_TOPIC = [
     Joke(
         "",
@@ -113,7 +113,7 @@ ONCE_MORE = "Gladly, once more:"
 
 
 def answer(conversation: Conversation) -> str | None:
-    """Explains, repeats or tells a joke, if that is what was asked for."""
+    """Explains, repeats or tells a joke, if the user asks for that."""
     request = conversation.request
     if find(r"\bexplain\b.{0,20}\bjokes?\b|\bfunny\b.{0,20}\?|(get|understand) (the|that|your) joke|so funny", request):
         return explain(conversation)
@@ -130,7 +130,7 @@ def answer(conversation: Conversation) -> str | None:
 
 
 def tell(conversation: Conversation) -> str:
-    """A joke about the topic that was asked for, or was before; one that this conversation has not heard."""
+    """A joke about the requested or an earlier topic that this conversation does not contain yet."""
     topic = next(filter(None, map(topic_of, reversed(conversation.asked))), "")
     heard = "\n".join(conversation.answered)
     fresh = [joke for joke in JOKES if joke.text not in heard]
@@ -146,7 +146,7 @@ def tell(conversation: Conversation) -> str:
 
 
 def explain(conversation: Conversation) -> str:
-    """Why the joke of this conversation is funny, in its own words."""
+    """Why the joke in this conversation is funny."""
     told = last_told(conversation)
     if not told:
         return "I have not told a joke in this conversation yet, so there is none to explain. Shall I tell one?"
@@ -180,11 +180,11 @@ def last_told(conversation: Conversation) -> str:
 
 
 def topic_of(request: str) -> str:
-    """What a joke is to be about; empty if the request does not say."""
+    """The topic of the requested joke; empty if the request has none."""
     found = find(r"\b(?:jokes?|pun|one|funny)\b.{0,20}?\b(?:about|on|with|involving)\s+([^.?!,;\n]{1,60})", request)
     return clip(found[1], 60) if found else ""
 
 
 def tail(joke: Joke) -> str:
-    """The part of a joke that is the same whatever its topic."""
+    """The part of a joke that is the same for all topics."""
     return joke.text.split("{topic}")[-1]

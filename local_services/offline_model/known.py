@@ -1,4 +1,4 @@
-"""What the conversation knows for a property of a JSON schema, by the property's name."""
+"""Values from the conversation for a JSON schema's property, by the property's name."""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ REASONS = "reason|reasoning|rationale|why|justification|explanation"
 
 
 def known_values(conversation: Conversation, answers: dict[str, Any] | None = None) -> Suggest:
-    """Proposals for properties: `answers` by pattern of the name, then what the user said that fits the name."""
+    """Proposals for properties: `answers` by a pattern for the name, then what the user said that fits the name."""
     request = conversation.request
     spare_numbers = numbers(request[:2000])
 
@@ -33,7 +33,7 @@ def known_values(conversation: Conversation, answers: dict[str, Any] | None = No
 
 
 def said_about(name: str, conversation: Conversation) -> Iterator[Any]:
-    """What the conversation says about a property of that name."""
+    """What the conversation says about a property with that name."""
     request = conversation.request
     match name.split("_"):
         case [*_, "destination" | "city" | "location" | "place" | "country" | "where"] if place := travel.destination(

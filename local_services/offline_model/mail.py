@@ -1,4 +1,4 @@
-"""Email: is it spam, by its content; and a polite reply to one that is not."""
+"""Email: whether it is spam, by its content; and a polite reply if it is not."""
 
 import re
 from typing import NamedTuple
@@ -79,7 +79,7 @@ SIGNALS = [
 
 
 def judge(email: str) -> tuple[bool, str]:
-    """Whether an email is spam, and why: the signals that its content gives; of a huge one, its beginning and end."""
+    """Whether an email is spam, and why. Only the beginning and the end of a very long one count."""
     email = email if len(email) < 100_000 else f"{email[:80_000]}\n{email[-20_000:]}"
     found = [(signal.points, signal.what) for signal in SIGNALS if find(signal.pattern, email)]
     words = re.findall(r"\b[^\W\d_]{4,30}\b", email)
@@ -97,7 +97,7 @@ def judge(email: str) -> tuple[bool, str]:
 def extract(prompt: str) -> str:
     """The email inside a prompt: between tags, fences or lines of dashes, after “Content:”, or all of it.
 
-    The last closing mark counts: an email that contains one itself does not end there.
+    The last closing mark counts, because the email may contain one itself.
     """
     if (tag := find(r"<([\w-]{0,20}(?:mail|content|message|body)[\w-]{0,20})(?:\s[^<>]{0,200})?>", prompt)) and (
         end := prompt.rfind(f"</{tag[1]}>")
@@ -114,7 +114,7 @@ def extract(prompt: str) -> str:
     return prompt.strip()
 
 
-# What to say to an email, by what it is about; the first that fits.
+# What to answer to an email, by its subject; the first match counts.
 PROMISES = [
     (
         r"\b(meeting|call|appointment|schedule|calendar)\b",
@@ -130,7 +130,7 @@ PROMISES = [
 
 
 def respond(email: str) -> str:
-    """A polite reply that takes up the subject, the question and the name of the sender, where it finds them."""
+    """A polite reply with the email's subject, question and sender, if it has them."""
     name, subject, question = sender(email), header("Subject", email), asked(email)
     thanks = f"Thank you for your message about “{clip(subject, 80)}”." if subject else "Thank you for your message."
     if question:
@@ -141,13 +141,13 @@ def respond(email: str) -> str:
 
 
 def header(name: str, email: str) -> str:
-    """The value of a header line that the email shows, or an empty string."""
+    """The value of a header line of the email, or an empty string."""
     found = re.search(rf"^{name}:[ \t]*(.{{1,200}})$", email[:20_000], re.IGNORECASE | re.MULTILINE)
     return found[1].strip() if found else ""
 
 
 def sender(email: str) -> str:
-    """Who wrote the email: from its From line, how it introduces itself or how it is signed; or an empty string."""
+    """Who wrote the email: from its From line, its introduction or its signature; or an empty string."""
     if written_by := re.sub(r"<[^>]{0,200}>|\"", "", header("From", email)).strip():
         return written_by if "@" not in written_by else ""
     signed = re.search(
@@ -164,7 +164,7 @@ def asked(email: str) -> str:
 
 
 def gist(email: str) -> str:
-    """The sentence that says what the email is about: the first one that is more than a greeting."""
+    """The first sentence of the email that is more than a greeting."""
     return next((part for part in sentences(content(email)) if len(part.split()) > 3), email)
 
 

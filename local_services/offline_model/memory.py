@@ -1,4 +1,4 @@
-"""What was said before: the questions, the user's own facts, and a summary that keeps them."""
+"""Earlier messages: the questions, the user's facts, and a summary that keeps them."""
 
 import re
 
@@ -18,7 +18,7 @@ SAYS_NOTHING = (
 
 
 def answer(conversation: Conversation) -> str | None:
-    """Answers a question about the conversation itself, or sums it up."""
+    """Answers a question about the conversation itself, or summarizes it."""
     request = conversation.request
     if find(r"\bsummar(y|i[sz]e)\b|\brecap\b|\bsum up\b", request) and find(
         r"conversation|chat|discuss|so far|what we|we (said|talked)|our\b|everything", request
@@ -28,7 +28,7 @@ def answer(conversation: Conversation) -> str | None:
 
 
 def earlier(conversation: Conversation) -> str | None:
-    """Which message of the user's was the first, the second, the last; or what the answer was."""
+    """The user's first, second or last message, or the model's last answer."""
     before, request = conversation.asked[:-1], conversation.request
     if find(
         r"\bwhat (did|have|was|were)\b.{0,20}\byour? (just )?(last |previous |first )?(say|said|answer|reply|tell)\b",
@@ -52,14 +52,14 @@ def earlier(conversation: Conversation) -> str | None:
     if which == "last":
         return f"Just before this, you said: “{clip(before[-1], 500)}”"
     if conversation.summary:
-        return f"So far back I know our conversation by its summary alone:\n\n{conversation.summary}"
+        return f"I only know the summary of the beginning of our conversation:\n\n{conversation.summary}"
     if ORDER[which] >= len(before):
         return f"There is no {which} message before this one; there are {len(before)}."
     return f"Your {which} message was: “{clip(before[ORDER[which]], 500)}”"
 
 
 def about_user(conversation: Conversation) -> str | None:
-    """What the user has said of themselves: their answer to a question on it, or a word that it was noted."""
+    """The answer to a question about the user, from what the user has said."""
     request = conversation.request
     if find(r"\b(what('s|’s| is) my name|who am i|know my name|remember my name)\b", request):
         name = name_of_user(conversation)
@@ -69,7 +69,7 @@ def about_user(conversation: Conversation) -> str | None:
         return (
             "You told me:\n\n" + "\n".join(f"- {fact}" for fact in known)
             if known
-            else "You have told me nothing of yourself yet."
+            else "You have not told me anything about yourself yet."
         )
     if find(
         r"^(and |so |but |please )?(what|where|which|when|how|who|do|am|can)\b.{0,80}\b(i|my|me)\b.{0,200}\?", request
@@ -81,7 +81,7 @@ def about_user(conversation: Conversation) -> str | None:
 
 
 def take_note(conversation: Conversation) -> str | None:
-    """A word that a fact which the user stated was heard."""
+    """Confirms a fact that the user stated."""
     request = conversation.request
     if not find(FACT, request) or "?" in request or len(request) > 300:
         return None
@@ -96,7 +96,7 @@ def name_of_user(conversation: Conversation) -> str:
 
 
 def facts(conversation: Conversation) -> list[str]:
-    """What the user stated of themselves, oldest first; also from a summary of what came before."""
+    """What the user stated about themselves, oldest first; also from a summary of older messages."""
     texts = [conversation.instructions, *conversation.answered]
     summaries = [conversation.summary, *(text for text in texts if find(r"\bsummary\b", text[:300]))]
     stated = [
@@ -120,13 +120,13 @@ def summary(conversation: Conversation) -> str:
         text.append("The user asked, in this order:\n" + "\n".join(f"- {question}" for question in asked[-12:]))
     if conversation.previous:
         text.append(f"The last answer began: {clip(conversation.previous, 160)}")
-    return "\n\n".join(text) if known or asked else "There is nothing to sum up yet: this is the first message."
+    return "\n\n".join(text) if known or asked else "There is nothing to summarize yet: this is the first message."
 
 
 def summarize_transcript(conversation: Conversation) -> str | None:
     """For an agent that writes summaries of conversations: what the user stated and asked, in lines `user: …`.
 
-    What an earlier summary of this kind says, before the first such line or in one, is part of the new one.
+    The content of an earlier summary of this kind, before the first such line or in one, is part of the new one.
     """
     if not find(r"\b(write|generate)\b.{0,40}\bsummary of (a|the) (entire )?conversation\b", conversation.instructions):
         return None
@@ -143,7 +143,7 @@ def summarize_transcript(conversation: Conversation) -> str | None:
                 else:
                     asked.append(clip(part, 80))
     lines = ["Summary of the conversation so far."]
-    # First and last: a summary of summaries stays as short as the first one.
+    # First and last: so a summary of summaries does not get longer.
     for heading, said, first, last in (("The user stated:", stated, 10, 10), ("The user asked:", asked, 1, 5)):
         if said := list(dict.fromkeys(said)):
             lines += [heading, *(f"- {text}" for text in [*said[:first], *said[first:][-last:]])]
@@ -151,5 +151,5 @@ def summarize_transcript(conversation: Conversation) -> str | None:
 
 
 def stems(text: str) -> set[str]:
-    """The words of a text that say something, cut to their first five letters."""
+    """The significant words of a text, cut to their first five letters."""
     return {word[:5] for word in re.findall(r"[^\W\d_]{2,30}", text.lower()) if not find(SAYS_NOTHING, word)}

@@ -1,7 +1,7 @@
-"""Values for a JSON schema: any schema, and only values that a validator accepts.
+"""Values for any JSON schema; a validator accepts all of them.
 
-The libraries for this gave up on recursive schemas or on `allOf`, or took half a second; so here is a small search.
-Each method yields candidates, the likeliest first, and each candidate is validated before it is passed on.
+The libraries for this fail on recursive schemas or on `allOf`, or take half a second. So this is a small search: each
+method yields candidates, the best first, and each candidate is validated before it is passed on.
 """
 
 import itertools
@@ -22,12 +22,10 @@ from referencing.jsonschema import DRAFT202012
 from rstr import Rstr
 
 Schema = Mapping[str, Any]
-Suggest = Callable[
-    [str, Schema], Iterable[Any]
-]  # from a property's name and schema to the values that would make sense
+Suggest = Callable[[str, Schema], Iterable[Any]]  # from a property's name and schema to reasonable values
 
 NOTHING = object()
-SHALLOW = 6  # deeper than this, only what is required is filled in: recursive schemas end
+SHALLOW = 6  # below this depth only required properties are filled in, so that recursive schemas end
 DEEPEST = 60
 MOST_STEPS = 5_000
 NONE_FOUND = "the offline model found no value that it accepts"
@@ -65,7 +63,7 @@ def fill(schema: Schema | bool, suggest: Suggest = lambda name, schema: ()) -> A
         raise NoValue(f"it is not a valid JSON schema: {error.message}") from error
     except NoValue:
         raise
-    except Exception as error:  # a pattern that Python does not know, a reference that leads nowhere, …
+    except Exception as error:  # a pattern that Python does not support, an unresolvable reference, …
         raise NoValue(f"the offline model cannot read it: {type(error).__name__}: {error}") from error
     if value is NOTHING:
         raise NoValue(NONE_FOUND)
@@ -88,7 +86,7 @@ class _Filler:
         self.steps = 0
 
     def values(self, schema: Schema | bool, name: str = "", depth: int = 0) -> Iterator[Any]:
-        """Values that the schema accepts, for a property of that name."""
+        """Values that the schema accepts, for a property with that name."""
         schema = _object_form(schema)
         valid = self.validator.evolve(schema=schema)
         self._step()
@@ -128,7 +126,7 @@ class _Filler:
             yield reduce(_merged, schema["allOf"], _without(schema, "allOf"))
         elif options := next((schema[key] for key in ("anyOf", "oneOf") if key in schema), None):
             base = _without(schema, "anyOf" if "anyOf" in schema else "oneOf")
-            if depth > SHALLOW:  # those that refer to nothing end a recursion
+            if depth > SHALLOW:  # those without references end a recursion
                 options = sorted(options, key=lambda option: '"$ref"' in json.dumps(option))
             yield from (_merged(base, option) for option in options)
         elif "if" in schema:
@@ -156,7 +154,7 @@ class _Filler:
         yield from _variations(result, sources)
 
     def _pad(self, result: dict[str, Any], schema: Schema, depth: int) -> None:
-        """Add properties of free names, as many as `minProperties` asks for."""
+        """Add properties with unused names until `minProperties` is reached."""
         if len(result) >= schema.get("minProperties", 0):
             return
         patterns = [{"pattern": pattern} for pattern in schema.get("patternProperties", {})]
@@ -222,7 +220,7 @@ class _Filler:
 
 
 def _variations(first: dict[str, Any], sources: Mapping[str, Iterator[Any]]) -> Iterator[dict[str, Any]]:
-    """More objects like the first one, each with the next value of every property that has one."""
+    """More objects like the first one, each with the next value of every property that has another value."""
     result = dict(first)
     while True:
         changed = {key: value for key, source in sources.items() if (value := next(source, NOTHING)) is not NOTHING}
@@ -233,7 +231,7 @@ def _variations(first: dict[str, Any], sources: Mapping[str, Iterator[Any]]) -> 
 
 
 def _take(values: Iterator[Any], count: int, unique: bool, taken: Iterable[Any] = ()) -> list[Any]:
-    """So many of the values, the last one repeated if there are too few; all different if `unique`."""
+    """The first `count` values, the last one repeated if there are too few; all different if `unique`."""
     if not count:
         return []
     seen = {json.dumps(value, sort_keys=True) for value in taken}
@@ -249,7 +247,7 @@ def _take(values: Iterator[Any], count: int, unique: bool, taken: Iterable[Any] 
 
 
 def _property(schema: Schema, name: str) -> Schema | bool:
-    """What a property of that name has to be like."""
+    """The schema of a property with that name."""
     if name in schema.get("properties", {}):
         return schema["properties"][name]
     patterns = schema.get("patternProperties")
@@ -257,7 +255,7 @@ def _property(schema: Schema, name: str) -> Schema | bool:
 
 
 def _types(schema: Schema) -> list[str]:
-    """The types that a schema allows, or else the one that its keywords suggest."""
+    """The types that a schema allows, or the one that its keywords suggest."""
     if "type" in schema:
         return [schema["type"]] if isinstance(schema["type"], str) else list(schema["type"])
     keywords = {
@@ -299,7 +297,7 @@ def _fit(text: str, least: int, most: int) -> str:
 
 
 def _object_form(schema: Schema | bool) -> Schema:
-    """`true` accepts everything, `false` nothing; as objects they need no case of their own."""
+    """The schemas `true` (accepts everything) and `false` (accepts nothing) as objects."""
     if isinstance(schema, bool):
         return {} if schema else {"not": {}}
     return schema
@@ -310,7 +308,7 @@ def _without(schema: Schema, *keys: str) -> dict[str, Any]:
 
 
 def _merged(one: Schema | bool, other: Schema | bool) -> dict[str, Any]:
-    """A schema for what both accept. Need not be exact: every value is validated against the original, too."""
+    """A schema for what both accept. It need not be exact: every value is validated against the original too."""
     one, other = _object_form(one), _object_form(other)
     result = {**one, **other}
     for key in one.keys() & other.keys():

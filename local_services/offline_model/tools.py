@@ -1,4 +1,4 @@
-"""Which of the tools on offer to call, and with which arguments."""
+"""Which of the offered tools to call, and with which arguments."""
 
 import json
 import re
@@ -19,14 +19,14 @@ SAYS_NOTHING = (
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call that the model asks for; `arguments` is JSON."""
+    """A tool call of the model; `arguments` is JSON."""
 
     name: str
     arguments: str
 
 
 def calls(conversation: Conversation, tools: Iterable[Mapping[str, Any]], choice: Any) -> list[ToolCall]:
-    """The calls to make before answering: none once there are results, so that nobody goes round in circles."""
+    """The calls to make before answering; none if there are results, to prevent endless calls."""
     if conversation.results or choice == "none":
         return []
     functions = [tool["function"] for tool in tools if tool.get("type") == "function"]
@@ -40,7 +40,7 @@ def calls(conversation: Conversation, tools: Iterable[Mapping[str, Any]], choice
 
 
 def makes_sense(conversation: Conversation, function: Mapping[str, Any]) -> bool:
-    """Whether a tool helps with the request: one for travellers on a trip, else one whose name the request uses."""
+    """Whether a tool helps with the request: a travel tool for a trip, else one whose name is in the request."""
     name = function["name"].replace("_", " ")
     if find("weather|forecast|event|hotel|flight|restaurant|attraction|activit", name) and travel.is_for(conversation):
         return True
@@ -48,7 +48,7 @@ def makes_sense(conversation: Conversation, function: Mapping[str, Any]) -> bool
 
 
 def call_of(conversation: Conversation, function: Mapping[str, Any]) -> ToolCall | None:
-    """The call with its arguments filled in; None if its parameters cannot be."""
+    """The call with its arguments; None if its parameters cannot be filled in."""
     try:
         arguments = fill(function.get("parameters") or {"type": "object"}, known_values(conversation))
     except NoValue:
@@ -57,7 +57,7 @@ def call_of(conversation: Conversation, function: Mapping[str, Any]) -> ToolCall
 
 
 def answer(conversation: Conversation) -> str:
-    """What the tools have said, for the user."""
+    """The tools' results, for the user."""
     told = [(capitalized(result.tool.replace("_", " ")), result.text.strip()[:2000]) for result in conversation.results]
     if len(told) == 1:
         return f"{told[0][0]} says: {told[0][1]}"
@@ -65,6 +65,6 @@ def answer(conversation: Conversation) -> str:
 
 
 def words(text: str) -> set[str]:
-    """The words of a text that say something, without their plural s."""
+    """The significant words of a text, without their plural s."""
     spoken = re.findall(r"[a-z]{3,30}", text.lower())
     return {word.removesuffix("s") for word in spoken if not find(SAYS_NOTHING, word)}

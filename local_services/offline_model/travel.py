@@ -1,4 +1,4 @@
-"""Travel plans: where to, when and for how long, read from the conversation; the rest from the tools' results."""
+"""Travel plans: place, date and length from the conversation; the rest from the tools' results."""
 
 import json
 import re
@@ -12,7 +12,7 @@ ASKS_FOR_TRIP = (
     r"days? in|week in|fly(ing)? to|go(ing)? to|plan)"
 )
 WHERE_TO = "Gladly. Where would you like to go, when, and for how many days?"
-MOST_DAYS = 5  # that get a heading of their own
+MOST_DAYS = 5  # with a heading each
 
 SIGHTS = {
     "amsterdam": ["the canals of the Jordaan", "the Rijksmuseum", "the Vondelpark"],
@@ -53,7 +53,7 @@ NOT_A_PLACE = (
 
 
 def is_for(conversation: Conversation) -> bool:
-    """Whether the user's last message asks for a trip to a place, or names the place of one that was asked for."""
+    """Whether the user's last message asks for a trip to a place, or names the place of a requested trip."""
     request = conversation.request
     if destination_in(request):
         return bool(find(ASKS_FOR_TRIP, request) or plans(conversation) or conversation.previous == WHERE_TO)
@@ -61,7 +61,7 @@ def is_for(conversation: Conversation) -> bool:
 
 
 def answer(conversation: Conversation) -> str | None:
-    """A plan, or a change to the one that was made before."""
+    """A plan, or a change of the earlier one."""
     if is_for(conversation):
         return plan(conversation)
     if plans(conversation):
@@ -72,7 +72,7 @@ def answer(conversation: Conversation) -> str | None:
 
 
 def plan(conversation: Conversation) -> str:
-    """A plan day by day, with what the tools said about weather and events quoted in it."""
+    """A plan day by day, with the tools' results about weather and events."""
     place, days = destination(conversation), days_of(conversation)
     sights = SIGHTS.get(place.lower(), ANYWHERE)
     weather = [line for result in conversation.results if is_weather(result.tool) for line in lines(result.text)]
@@ -81,7 +81,7 @@ def plan(conversation: Conversation) -> str:
 
     text = [f"# {days} {'day' if days == 1 else 'days'} in {place}"]
     forecast = re.sub(r"^(?i:weather|forecast)[^:]{0,40}:\s*", "", " · ".join(weather[:6]))
-    text.append(f"**Weather:** {forecast or 'no forecast at hand, so pack for sun and rain.'}")
+    text.append(f"**Weather:** {forecast or 'no forecast available, so pack for sun and rain.'}")
     for number, (title, advice) in enumerate(DAYS[:days], start=1):
         rest = number == MOST_DAYS and days > MOST_DAYS
         text.append(f"## {f'Days {number} to {days}' if rest else f'Day {number}'}: {title}")
@@ -153,12 +153,12 @@ def change(conversation: Conversation) -> str | None:
 
 
 def plans(conversation: Conversation) -> list[str]:
-    """The plans that were made in this conversation."""
+    """The plans in this conversation."""
     return [said for said in conversation.answered if said.startswith("# ") and "## Day 1" in said]
 
 
 def is_weather(tool: str) -> bool:
-    """Whether a tool tells the weather, by its name."""
+    """Whether a tool returns the weather, by its name."""
     return bool(find("weather|forecast|climate", tool))
 
 
@@ -168,7 +168,7 @@ def destination(conversation: Conversation) -> str:
 
 
 def destination_in(text: str) -> str:
-    """The place that a text names: capital letters after “to”, “in” …, or a place that is known."""
+    """The place in a text: capital letters after “to”, “in” …, or a known place."""
     for found in re.finditer(
         r"\b(?i:to|in|visit|visiting|around|about|for|explore|of)\s+(?:the\s+)?([^.?!,;:()\n]{1,60})", text[:2000]
     ):
@@ -196,7 +196,7 @@ def days_of(conversation: Conversation) -> int:
 
 
 def days_in(text: str) -> int | None:
-    """The number of days that a text speaks of; None if of none."""
+    """The number of days in a text; None if there is none."""
     word = r"(\d{1,2}|one|two|three|four|five|six|seven|eight|nine|ten)"
     if found := find(rf"\b{word}[\s-]{{0,3}}(?:full )?(days?|nights?|weeks?)\b", text):
         count = int(numbers(found[1])[0]) * (7 if "week" in found[2].lower() else 1)
@@ -207,12 +207,12 @@ def days_in(text: str) -> int | None:
 
 
 def date_of(conversation: Conversation) -> str:
-    """When the trip is to be, in the words of the last message that says so; “next week” if none does."""
+    """When the trip is, in the words of the last message that says so; “next week” if none does."""
     return next(filter(None, map(date_in, reversed(conversation.asked))), "next week")
 
 
 def date_in(text: str) -> str:
-    """The date or the time of year that a text names, or an empty string."""
+    """The date or the time of year in a text, or an empty string."""
     found = find(
         rf"\d{{4}}-\d\d-\d\d|\b(?:{MONTHS}) \d{{1,2}}\b(?:, \d{{4}})?|"
         rf"\b\d{{1,2}}(?:st|nd|rd|th)? (?:of )?(?:{MONTHS})\b|"
@@ -224,7 +224,7 @@ def date_in(text: str) -> str:
 
 
 def lines(result: str) -> list[str]:
-    """The facts of a tool's result, one a line, from JSON or from text."""
+    """The facts of a tool's result, one per line, from JSON or from text."""
     try:
         return [clip(line, 160) for line in flatten(json.loads(result))]
     except ValueError:

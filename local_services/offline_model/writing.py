@@ -1,4 +1,4 @@
-"""Writing: a sentence and its improvement, an article and its revision by a reviewer's feedback."""
+"""Writing: a sentence and its improvement, an article and its revision after a reviewer's feedback."""
 
 import json
 import math
@@ -94,7 +94,7 @@ def improve(text: str, limit: int | None = None) -> str:
 
 
 def shorten(text: str, limit: int | None) -> str:
-    """The text, or as many of its first words as the limit allows, ended well."""
+    """The text, or as many of its first words as the limit allows, ended as a sentence."""
     words = text.split()
     if limit is None or len(words) <= limit:
         return text
@@ -138,7 +138,7 @@ def given_text(conversation: Conversation) -> str:
 
 
 def topic_of(text: str) -> str:
-    """What a text is to be about; empty if it does not say."""
+    """The topic of the requested text; empty if the request has none."""
     for pattern in (
         r"<topic>\s*(.{1,200}?)\s*</topic>",
         r"\b(?:about|on|topic|regarding)\b(?: the topic)?(?: of)?:?\s*[\"“‘«]([^\"“”’»\n]{1,200})[\"”’»]",
@@ -155,14 +155,14 @@ def topic_of(text: str) -> str:
 
 
 def is_article(conversation: Conversation) -> bool:
-    """Whether an article, or a new version of one, is asked for."""
+    """Whether the user asks for an article, or for a new version of one."""
     return bool(find(r"\b(article|blog post|essay|report on|story about)\b", conversation.request)) and bool(
         find(r"\b(write|draft|rewrite|revise|compose|improve|create|update|rework)\b", conversation.request)
     )
 
 
 def article(conversation: Conversation) -> Article:
-    """The article that is asked for: a first draft, or the latest one with the feedback worked into it."""
+    """The requested article: a first draft, or the latest one revised after the feedback."""
     wish, topic = feedback(conversation.last), topic_of(conversation.request)
     new = topic and find(r"\b(write|draft|compose|create)\b", conversation.request)
     earlier = None if new and wish is None else latest_draft(conversation)
@@ -194,13 +194,13 @@ def feedback(text: str) -> str | None:
     if found:
         return found[2]
     marks = r"(?i)\b(?:feedback|reviewer(?:'s)? (?:comments?|notes?)|review comments?)\b[^\n:]{0,60}:"
-    # The last one counts: a draft that is quoted before it may speak of feedback, too.
+    # The last one counts: a draft that is quoted before it may contain the word too.
     starts = [mark.end() for mark in re.finditer(marks, text)]
     return text[starts[-1] :].strip().split("\n\n")[0][:2000] if starts else None
 
 
 def latest_draft(conversation: Conversation) -> Article | None:
-    """The draft that is in the prompt, or the last one that was written in this conversation."""
+    """The draft in the prompt, or the last one in this conversation."""
     for said in [conversation.last, *reversed(conversation.answered)]:
         for start in [found.start() for found in re.finditer(r"\{", said[:200_000])][:20]:
             try:
@@ -228,7 +228,7 @@ def latest_draft(conversation: Conversation) -> Article | None:
 
 
 def revise(draft: Article, wish: str) -> Article:
-    """The draft with a reviewer's feedback worked in: each wish that is understood, and a word on any other."""
+    """The draft, revised after a reviewer's feedback: with each wish that is understood, and a remark on any other."""
     title, paragraphs = (
         draft.title,
         [part for part in re.split(r"\n\s{0,20}\n", draft.content) if part.strip()] or [draft.content],
@@ -294,7 +294,7 @@ def added_by(wish: str, subject: str) -> list[str]:
 
 
 def condense(paragraphs: list[str]) -> list[str]:
-    """About half of the text: of each paragraph the first half; always less than before."""
+    """The first half of each paragraph; always shorter than before."""
     halves = [sentences(part) for part in paragraphs]
     shorter = [" ".join(part[: math.ceil(len(part) / 2)]) for part in halves]
     if len(" ".join(shorter)) < len(" ".join(paragraphs)) * 0.85:
@@ -306,12 +306,12 @@ def condense(paragraphs: list[str]) -> list[str]:
 
 
 def opened(paragraph: str, opening: str) -> str:
-    """The paragraph with another opening sentence, once."""
+    """The paragraph with an opening sentence added, unless it has it already."""
     return paragraph if opening in paragraph else f"{opening} {paragraph}"
 
 
 def replace_words(text: str, replacements: dict[str, str]) -> str:
-    """The text with words replaced, capital letters kept."""
+    """The text with words replaced; capital letters stay."""
     pattern = "|".join(rf"\b{re.escape(word)}" + ("" if word.endswith(" ") else r"\b") for word in replacements)
 
     def other(found: re.Match[str]) -> str:

@@ -123,9 +123,7 @@ class Scheduler:
         methods: dict[str, tuple[Any, Handler]] = {}
         own: dict[str, Handler] = {
             "Hello": lambda _, call: call.answer(Empty()),
-            "CreateTaskHub": lambda _, call: call.answer(
-                pb.CreateTaskHubResponse()
-            ),  # hubs are created on first use
+            "CreateTaskHub": lambda _, call: call.answer(pb.CreateTaskHubResponse()),  # hubs are created on first use
             "GetInstance": self._get_instance,
             "GetEntity": self._get_entity,
             "WaitForInstanceStart": lambda request, call: self._wait(lambda o: o.status != PENDING, request, call),
