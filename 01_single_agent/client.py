@@ -1,76 +1,68 @@
-"""Talks to Joker, from a process of its own: a conversation is a key, and the scheduler keeps what was said."""
+"""Talks to Joker from a separate process: a conversation is a key, and the scheduler keeps what was said."""
 
 import argparse
 import sys
 
 from agent_framework import AgentResponse
-from agent_framework_durabletask import AgentSessionId, DurableAgentSession, DurableAIAgent
-from support import AgentError, UsageError, agent_client, key_of, run
+from agent_framework_durabletask import DurableAgentSession, DurableAIAgent
+from hosting.agent_client import AgentClient
+from hosting.conversation import key, key_of, message, session_of
+from hosting.program import AgentError, run
+from hosting.scheduler import scheduler_client
+from hosting.terminal import command, printable, seconds, typed
 
 DEMO = ["Tell me a joke about a pirate.", "Now explain that joke."]  # the second needs the first
 
 
 def main() -> None:
-    """Ask Joker what the command line says, in a new conversation or in one that began earlier."""
+    """Say to Joker what the command line says, in a new conversation or in one that began earlier."""
     arguments = parse_arguments()
-    agents = agent_client(["Joker"], timeout=arguments.timeout)
+    agents = AgentClient(scheduler_client(), arguments.timeout)
     joker = agents.get_agent("Joker")
     session = joker.create_session()
     if arguments.session:
-        # A key is all it takes to go on with a conversation that any process began, at any time.
-        session = DurableAgentSession(durable_session_id=AgentSessionId("Joker", arguments.session))
+        # The key is enough to continue a conversation that any process began, at any time.
+        session = session_of("Joker", arguments.session)
         if not agents.stored_conversation(session).message_count:
             print(f"(Conversation {arguments.session} is not known here: it begins now.)", file=sys.stderr)
 
-    key = key_of(session)
-    print(f"Conversation {key}", flush=True)  # first: who leaves before the answer can look for it later
+    print(f"Conversation {key_of(session)}", flush=True)  # first: with it you can come back, whatever happens
+    messages = [arguments.message] if arguments.message else [] if arguments.chat else DEMO
+    for text in messages:
+        print(f"You:   {printable(text)}", flush=True)
+        say(joker, session, text)
     if arguments.chat:
         chat(joker, session)
-    else:
-        for message in [arguments.message] if arguments.message else DEMO:
-            print(f"You:   {message}", flush=True)
-            tell(joker, session, message)
-    print(f'To go on:\n  python client.py --session {key} "What did I ask first?"')
+    print(f'To continue:\n  {command()} --session {key_of(session)} "What did I ask first?"')
 
 
-def tell(joker: DurableAIAgent[AgentResponse], session: DurableAgentSession, message: str) -> None:
-    """One turn. The worker may die and come back while this waits: the question is with the scheduler."""
-    answer = joker.run(message, session=session)
-    print(f"Joker: {answer.text}\n", flush=True)
+def say(joker: DurableAIAgent[AgentResponse], session: DurableAgentSession, text: str) -> None:
+    """One turn. The worker may die and come back meanwhile: the scheduler has the question."""
+    answer = joker.run(text, session=session)
+    print(f"Joker: {printable(answer.text)}\n", flush=True)
 
 
 def chat(joker: DurableAIAgent[AgentResponse], session: DurableAgentSession) -> None:
-    """Turn by turn, until `exit` or Ctrl-D. A turn that fails does not end the conversation."""
+    """Turn by turn. A turn that fails does not end the conversation."""
     print("Talk to Joker; 'exit' or Ctrl-D ends.")
-    while True:
-        try:
-            message = input("You:   ").strip()
-        except EOFError:
-            print()
-            return
-        if message == "exit":
-            return
-        if message:
+    while (text := typed("You:   ")) not in (None, "exit", "quit"):
+        if text:
             try:
-                tell(joker, session, message)
+                say(joker, session, text)
             except AgentError as error:
-                print(f"(no answer) {error}\n", flush=True)
+                print(f"(no answer) {printable(error)}\n", flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line. Raises UsageError where it makes no sense."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("message", nargs="?", help="what to say to Joker (default: a demonstration of two turns)")
-    parser.add_argument("--session", metavar="KEY", help="continue the conversation with this key")
+    parser.add_argument("message", nargs="?", type=message, help="what to say (default: a demonstration of two turns)")
+    parser.add_argument("--session", type=key, metavar="KEY", help="continue the conversation with this key")
     parser.add_argument("--chat", action="store_true", help="talk until 'exit' or Ctrl-D")
-    parser.add_argument(
-        "--timeout", type=float, default=120, metavar="SECONDS", help="how long to wait for each answer (120)"
-    )
+    parser.add_argument("--timeout", type=seconds, default=120, metavar="SECONDS", help="for each answer (120)")
     arguments = parser.parse_args()
-    if arguments.message is not None and not arguments.message.strip():
-        raise UsageError('The message is empty. Try: python client.py "Tell me a joke about a cat."')
-    if arguments.session is not None and (not arguments.session or "@" in arguments.session):
-        raise UsageError("A conversation's key is not empty and has no '@' in it.")
+    if arguments.session and not arguments.message:
+        arguments.chat = True
     return arguments
 
 

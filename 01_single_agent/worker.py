@@ -3,8 +3,9 @@
 from agent_framework import Agent
 from agent_framework_durabletask import DurableAIAgentWorker
 from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
-from long_conversation import bounded_conversations, summarize_after_turns
-from support import chat_client, run, scheduler_worker, serve
+from hosting.chat_client import chat_client
+from hosting.program import run
+from hosting.scheduler import scheduler_worker, serve
 
 
 def create_joker() -> Agent:
@@ -13,10 +14,9 @@ def create_joker() -> Agent:
 
 
 def create_worker() -> DurableTaskSchedulerWorker:
-    """A worker that hosts Joker. Each conversation becomes an entity of its own: the name dafx-joker, and a key."""
+    """A worker that hosts Joker. Each conversation becomes an entity with the name dafx-joker and a key."""
     worker = scheduler_worker()
-    # The scheduler stores 1 MB of a conversation; with SUMMARIZE_AFTER_TURNS set, it goes on from a summary in time.
-    DurableAIAgentWorker(bounded_conversations(worker, summarize_after_turns())).add_agent(create_joker())
+    DurableAIAgentWorker(worker).add_agent(create_joker())
     return worker
 
 

@@ -2,8 +2,12 @@
 
 import argparse
 
-from steps import add_waiting_arguments, announce, result_of, start_or_resume
-from support import UsageError, run, scheduler_client
+from hosting.instance import add_waiting_arguments, announce, start_or_resume
+from hosting.program import run
+from hosting.scheduler import scheduler_client
+from hosting.status import shown
+from hosting.terminal import printable
+from hosting.waiting import result_of
 
 ORCHESTRATION = "single_agent_chaining_orchestration"
 
@@ -12,24 +16,24 @@ def main() -> None:
     """Start the orchestration, or find the one that was started earlier, and print its two sentences."""
     arguments = parse_arguments()
     with scheduler_client() as client:
-        instance = start_or_resume(client, ORCHESTRATION, input=arguments.topic, instance=arguments.instance)
+        instance = start_or_resume(client, ORCHESTRATION, arguments.instance, input=arguments.topic)
         if arguments.no_wait:
             announce(instance)
             return
         print(f"Orchestration: {instance}", flush=True)
         state = result_of(client, instance, arguments.timeout)
-    print(f"First draft:   {state.get_custom_status()}")
-    print(f"Improved:      {state.get_output()}")
+    print(f"First draft:   {printable(shown(state))}")
+    print(f"Improved:      {printable(state.get_output())}")
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line. Raises UsageError where it makes no sense."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("topic", nargs="?", help="what the sentence is about (default: learning)")
     add_waiting_arguments(parser)
     arguments = parser.parse_args()
     if arguments.instance is not None and arguments.topic is not None:
-        raise UsageError("--instance comes back to an orchestration that has its topic: give one or the other.")
+        parser.error("--instance comes back to an orchestration that has its topic: give one or the other")
     return arguments
 
 

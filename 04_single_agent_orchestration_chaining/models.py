@@ -6,6 +6,6 @@ from pydantic import RootModel, StringConstraints
 
 
 class Topic(RootModel[str]):
-    """What the sentence is about."""
+    """What the sentence is about; it may be empty."""
 
-    root: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)]
+    root: Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)]

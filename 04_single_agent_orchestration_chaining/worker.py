@@ -3,8 +3,10 @@
 from agent_framework import Agent
 from agent_framework_durabletask import DurableAIAgentWorker
 from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
+from hosting.chat_client import chat_client
+from hosting.program import run
+from hosting.scheduler import scheduler_worker, serve
 from orchestration import single_agent_chaining_orchestration
-from support import chat_client, run, scheduler_worker, serve
 
 
 def create_writer() -> Agent:

@@ -2,11 +2,13 @@
 
 import client
 import worker
-from support import run, running
+from hosting.program import run
+from hosting.scheduler import running
 
 
 def main() -> None:
-    """Run the client while the worker runs beside it."""
+    """Run the client while the worker runs next to it; the client's options are checked first."""
+    client.parse_arguments()
     with running(worker.create_worker()):
         client.main()
 

@@ -134,6 +134,7 @@ def run_sample(
         ports = {service: port for service in needed if (port := port_to_start(service, env)) is not None}
         started, state_remark = start_services(supervisor, ports, state())
         env_of_run = settings(sample, env, started)
+        env_of_run["RUN_AS"] = f"{'python' if os.name == 'nt' else 'python3'} run.py {sample.name.partition('_')[0]}"
         beside = {DASHBOARD: start_dashboard(supervisor, DASHBOARD.port, env_of_run)} if alone else {}
         tell_addresses(needed, started | beside, env, state_remark)
         client = supervisor.start_client(sample, arguments, users_folder, env_of_run, stdin)
@@ -146,9 +147,6 @@ def run_sample(
     finally:
         # The worker's unfinished work is kept: it is redelivered to another worker, now or in the next run.
         supervisor.stop(hurry=SCHEDULER in started)
-        if alone and SCHEDULER in started and code != 2:
-            number = sample.name.partition("_")[0]
-            note(f"All is kept. To continue: `python3 run.py {number} …` instead of `python client.py …`.")
     return code
 
 

@@ -1,0 +1,101 @@
+"""Asks a durable agent from a client, and raises AgentError where the package would return an empty answer."""
+
+import json
+import time
+
+from agent_framework import AgentResponse, AgentSession, Message
+from agent_framework_durabletask import (
+    DurableAgentExecutor,
+    DurableAgentSession,
+    DurableAgentState,
+    DurableAIAgent,
+    DurableAIAgentClient,
+    RunRequest,
+)
+from durabletask.client import TaskHubGrpcClient
+
+from .calls import waiting_at_most
+from .conversation import LIMIT, StoredConversations, entity_of, find_answer, key_of
+from .program import AgentError
+from .terminal import ProgressLine, command
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.004, 0.25  # seconds between two looks
+_TOOLS_ONLY = "Function invocation limit reached"  # how the agent framework ends a run that only called tools
+
+
+class AgentClient(DurableAIAgentClient):
+    """DurableAIAgentClient that sees an answer soon, and says why there is none. The plain class works as well.
+
+    `run` with `options={"wait_for_response": False}` returns immediately; the `response_id` of what it returns is the
+    correlation id of the answer.
+    """
+
+    def __init__(self, client: TaskHubGrpcClient, timeout: float = 120.0) -> None:
+        super().__init__(client)
+        self._asking = _AskingExecutor(client, timeout)
+
+    def get_agent(self, agent_name: str) -> DurableAIAgent[AgentResponse]:
+        return DurableAIAgent(self._asking, agent_name)
+
+    def stored_conversation(self, session: DurableAgentSession) -> DurableAgentState:
+        """All that was said so far; empty if the conversation has not begun."""
+        state = self._asking.stored.fetch(session)
+        return DurableAgentState.from_json(state) if state else DurableAgentState()
+
+
+class _AskingExecutor(DurableAgentExecutor[AgentResponse]):
+    """Signals the agent's entity, then looks at the stored conversation until the answer is there."""
+
+    def __init__(self, client: TaskHubGrpcClient, timeout: float) -> None:
+        self._client, self._timeout = client, timeout
+        self.stored = StoredConversations(client)
+        self._waiting: set[str] = set()  # correlation ids
+
+    def run_durable_agent(
+        self, agent_name: str, run_request: RunRequest, session: AgentSession | None = None
+    ) -> AgentResponse:
+        if not isinstance(session, DurableAgentSession):
+            session = self.get_new_session(agent_name)
+        request, correlation_id = run_request.to_dict(), run_request.correlation_id
+        if self.stored.size(session) + len(json.dumps(request)) > LIMIT:
+            raise AgentError("The conversation is full: this message does not fit into its 1 MB. Start a new one.")
+        self._client.signal_entity(entity_of(session), "run", request)
+        if not run_request.wait_for_response:
+            return AgentResponse(messages=[Message("system", ["accepted"])], response_id=correlation_id)
+        self._waiting.add(correlation_id)
+        try:
+            return self._wait(session, correlation_id)
+        finally:
+            self._waiting.discard(correlation_id)
+
+    def _wait(self, session: DurableAgentSession, correlation_id: str) -> AgentResponse:
+        progress, deadline, pause = ProgressLine(), time.monotonic() + self._timeout, FIRST_PAUSE
+        assert session.durable_session_id
+        try:
+            while (left := deadline - time.monotonic()) > 0:
+                with waiting_at_most(left):
+                    state = self.stored.newer(session)
+                if state and (answer := find_answer(state, correlation_id)):
+                    return require_answer(answer)
+                progress.show(f"waiting for {session.durable_session_id.name}")
+                # The more threads of this process wait, the less often each of them looks.
+                time.sleep(min(max(pause, FIRST_PAUSE * (len(self._waiting) - 1)), left))
+                pause = min(pause * 1.15, LONGEST_PAUSE)
+        finally:
+            progress.clear()
+        size = self.stored.size(session)
+        full = f" (An answer without room is lost: {size:,} of {LIMIT:,} bytes are used.)" if size > LIMIT / 2 else ""
+        raise AgentError(
+            f"No answer from {session.durable_session_id.name} within {self._timeout:g} s. Is its worker running "
+            f"({command('worker.py')})? The question is kept in {key_of(session)}, and will be answered.{full}"
+        )
+
+
+def require_answer(response: AgentResponse) -> AgentResponse:
+    """The response, if it is an answer. Raises AgentError with the agent's message if it stands for a failure."""
+    for content in (content for message in response.messages for content in message.contents):
+        if content.type == "error":
+            raise AgentError(content.message or "The agent failed without a message.")
+    if response.text.startswith(_TOOLS_ONLY):
+        raise AgentError("The agent called its tools again and again, and gave no answer.")
+    return response

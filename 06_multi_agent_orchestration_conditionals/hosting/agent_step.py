@@ -1,0 +1,107 @@
+"""One agent call as a step of an orchestration: asked, checked, and asked again for as long as the model is away.
+
+Orchestrator code: no clock, no randomness, no environment, no I/O.
+"""
+
+from collections.abc import Callable, Generator
+from datetime import timedelta
+from itertools import count
+from typing import Any, TypeAlias, TypeVar
+
+from agent_framework import AgentResponse
+from agent_framework_durabletask import DurableAgentSession, DurableAIAgent
+from durabletask.entities import EntityInstanceId
+from durabletask.task import OrchestrationContext, Task, when_any
+from pydantic import BaseModel
+
+from .agent_answer import AgentFailed, parsed, text_of
+from .status import say
+
+DAY = timedelta(days=1)  # how long a model may be away, or an agent may have no worker
+LONGEST_PAUSE = timedelta(minutes=5)  # between two attempts; the first pause takes a second, each next twice as long
+NO_ANSWER = timedelta(minutes=10)  # then the custom status asks whether a worker hosts the agent
+TRIES = 4  # of a model that answers, but not usably
+TRY_NOW = "TryNow"  # the external event that ends a pause
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+Step: TypeAlias = Generator[Task[Any], Any, T]
+
+
+def ask(context: OrchestrationContext, agent: DurableAIAgent[Any], message: str, **options: Any) -> Step[str]:
+    """The agent's answer: `text = yield from ask(context, agent, "Write …")`.
+
+    While the model is away, this waits and asks again, with durable timers. The custom status then has the reason and
+    the next attempt in its first line. A further attempt is made in another conversation, emptied each time, so that
+    the agent never reads its question twice.
+
+    Options:
+        session: the conversation to ask in, with what was said before.
+        retry_message: what a further attempt asks instead, since its conversation has none of that.
+        show: what the custom status shows below its first line.
+        patience: how long a model may be away, a timedelta.
+
+    Raises:
+        AgentFailed: the model rejects the request, has answered unusably four times, or was away for too long.
+    """
+    return (yield from _ask(context, agent, message, text_of, **options))
+
+
+def ask_for(
+    context: OrchestrationContext, agent: DurableAIAgent[Any], message: str, model: type[M], **options: Any
+) -> Step[M]:
+    """The same for an answer in JSON: `verdict = yield from ask_for(context, agent, "…", SpamVerdict)`."""
+    return (yield from _ask(context, agent, message, lambda name, response: parsed(name, response, model), **options))
+
+
+def _ask(
+    context: OrchestrationContext,
+    agent: DurableAIAgent[Any],
+    message: str,
+    read: Callable[[str, AgentResponse], T],
+    session: Any = None,
+    retry_message: str | None = None,
+    show: str = "",
+    patience: timedelta = DAY,
+) -> Step[T]:
+    ends = context.current_utc_datetime + patience
+    conversation, unusable = session or agent.create_session(), 0
+    for attempt in count(1):
+        say(context, agent.name, f"asking {agent.name}" + (f", attempt {attempt}" if attempt > 1 else ""), show)
+        response = yield from _answer(context, agent, agent.run(message, session=conversation), ends, show)
+        try:
+            answer = read(agent.name, response)
+            say(context, agent.name, None, show)
+            return answer
+        except AgentFailed as failure:
+            problem = failure
+        unusable += problem.code == "AnswerUnusable"
+        pause = min(timedelta(seconds=2 ** min(attempt - 1, 20)), LONGEST_PAUSE)
+        at = context.current_utc_datetime + pause
+        if problem.code == "ModelRejected" or unusable == TRIES or at > ends:
+            raise problem
+        say(context, agent.name, f"{problem} Attempt {attempt + 1} at {at:%H:%M:%S} UTC", show)
+        try_now = context.wait_for_external_event(TRY_NOW)
+        yield when_any([context.create_timer(pause), try_now])
+        try_now.cancel()  # otherwise the next such event would end the pause that is over
+        if conversation is session:
+            conversation, message = agent.create_session(), retry_message or message
+        else:
+            context.signal_entity(_entity(conversation), "reset")
+    raise AssertionError("unreachable")
+
+
+def _answer(context: OrchestrationContext, agent: DurableAIAgent[Any], call: Any, ends: Any, show: str) -> Step[Any]:
+    """The answer to a call that was made. It is not made again: its worker may only be down."""
+    late, since = context.create_timer(NO_ANSWER), context.current_utc_datetime
+    if (yield when_any([call, late])) is late:
+        line = f"waiting for {agent.name} since {since:%H:%M:%S} UTC: does a running worker host it?"
+        say(context, agent.name, line, show)
+        if (yield when_any([call, context.create_timer(ends)])) is not call:
+            raise AgentFailed(agent.name, f"No answer since {since:%Y-%m-%d %H:%M} UTC. Does a running worker host it?")
+    return call.get_result()
+
+
+def _entity(session: DurableAgentSession) -> EntityInstanceId:
+    assert session.durable_session_id
+    return EntityInstanceId(session.durable_session_id.entity_name, session.durable_session_id.key)
