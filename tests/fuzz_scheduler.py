@@ -1,8 +1,8 @@
-"""Sends a scheduler random and mutated messages, while a client and a worker of another task hub must be served.
+"""Sends random and mutated messages to a scheduler, which must serve a client and a worker of another hub meanwhile.
 
     python tests/fuzz_scheduler.py --seconds 60 --seed 1
 
-Afterwards the scheduler must still work, have said nothing on stderr, and start again on its file.
+Afterwards the scheduler must still work, have printed nothing to stderr, and start again on its file.
 """
 
 import argparse
@@ -38,7 +38,7 @@ OFTEN = sorted(METHODS) + 2 * [
     "GetWorkItems",
     *(name for name in METHODS if name.startswith("Complete")),
 ]
-PATIENCE = 20.0  # seconds in which the other task hub must be served, whatever happens
+PATIENCE = 20.0  # seconds within which the other task hub must be served
 
 IDS = ["", "a", "b", "c", "a:0001", "@e@1", "@e@2", "@e", "@@", "@E@1", "é\0\n", "x" * 1024, "x" * 1025, "x" * 70_000]
 TEXTS = [*IDS, "null", "[", '["a", 1]', "[1, 2]", "-1", "NaN", '"' + "\U0001f600" * 1000 + '"', "y" * 1_048_577]
@@ -53,15 +53,15 @@ class Fuzz:
     """One source of random calls.
 
     Attributes:
-        defects: what the scheduler must not answer, whatever it is asked.
-        codes: how often each method has answered what.
+        defects: wrong answers.
+        codes: how often each method has returned each status.
     """
 
     def __init__(self, address: str, seed: str, tokens: list[tuple[str, str]]) -> None:
         self._random = random.Random(seed)  # noqa: S311
         self._target = address.removeprefix("http://")
-        self._tame = False  # whether the present message is to be one that could be meant
-        self._tokens = tokens  # completion tokens that were handed out, with the instance that each belongs to
+        self._tame = False  # whether to make reasonable messages
+        self._tokens = tokens  # completion tokens of deliveries, each with its instance
         self.defects: list[str] = []
         self.codes: Codes = Counter()
 
@@ -94,7 +94,7 @@ class Fuzz:
         self._send(channel, name, request, metadata)
 
     def _send(self, channel: grpc.Channel, name: str, request: Any, metadata: Any) -> None:
-        """Call, and look at the answer."""
+        """Call, and check the answer."""
         data = request.SerializeToString()
         if self._random.random() < 0.15:
             data = self._mutated(data)
@@ -114,7 +114,7 @@ class Fuzz:
                 self.defects.append(f"{name}: {code.name}: {details}\n{str(request)[:2000]}")
 
     def _read(self, channel: grpc.Channel, stream: Any, metadata: Any) -> None:
-        """Read some of a stream. If it brings work, do it, badly, or keep its token for later."""
+        """Read some of a stream. Complete its work with something random, or keep the token for later."""
         for _, message in zip(range(self._random.randrange(1, 30)), stream, strict=False):
             item = None
             with contextlib.suppress(DecodeError):
@@ -147,7 +147,7 @@ class Fuzz:
                     if action.sendEntityMessage.HasField(kind):
                         target = self._random.choice(["@e@1", "@e@2", "@f@1"])
                         getattr(action.sendEntityMessage, kind).targetInstanceId.value = target
-            if self._random.random() < 0.8:  # it is to live on
+            if self._random.random() < 0.8:  # then the orchestration continues
                 ends = ("completeOrchestration", "rewindOrchestration", None)
                 lasting = [a for a in response.actions if a.WhichOneof("orchestratorActionType") not in ends]
                 del response.actions[:]
@@ -167,7 +167,7 @@ class Fuzz:
         return bytes(changed)
 
     def _noise(self) -> None:
-        """What is no gRPC at all, or only its beginning."""
+        """Send something that is not gRPC, or only the beginning of it."""
         host, port = self._target.split(":")
         with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 2) as connection:
             beginning = self._random.choice([b"", b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
@@ -257,7 +257,7 @@ def fuzz(address: str, seconds: float, seed: int, threads: int = 4) -> tuple[lis
                 defects.append(f"The other task hub was not served: {error!r}")
                 break
             served, slowest = served + 1, max(slowest, time.monotonic() - began)
-            time.sleep(0.05)  # the fuzzing is to have most of the processor
+            time.sleep(0.05)  # leaves most of the processor to the fuzzing
         for thread in running:
             thread.join(PATIENCE + 5)
             if thread.is_alive():
@@ -271,14 +271,14 @@ def fuzz(address: str, seconds: float, seed: int, threads: int = 4) -> tuple[lis
 
 
 def fuzz_and_restart(start: Callable[..., Process], state: Path, seconds: float, seed: int) -> tuple[list[str], Codes]:
-    """Fuzz a scheduler with a state file, kill it, and have it start again; returns its defects and its answers."""
+    """Fuzz a scheduler with a state file, kill it, and start it again; returns its defects and its answers."""
     scheduler = StoredScheduler(start, state)
     defects, codes, _ = fuzz(scheduler.address, seconds, seed)
     for _ in range(2):
         if scheduler.process.popen.poll() is not None:
             defects.append(f"It has ended with {scheduler.process.popen.returncode}.")
         if scheduler.process.errors:
-            defects.append(f"It has said: {scheduler.process.errors[-5000:]}")
+            defects.append(f"It has printed: {scheduler.process.errors[-5000:]}")
         if defects:
             break
         scheduler.restart()

@@ -1,4 +1,4 @@
-"""A scheduler's gRPC calls without the SDK around them, and a scheduler that can be killed and started again."""
+"""A scheduler's gRPC calls without the SDK, and a scheduler that can be killed and started again."""
 
 import sys
 import uuid
@@ -13,11 +13,11 @@ from conftest import Process, Start
 
 
 class RawScheduler:
-    """Calls by name, in one task hub, to use in a `with`."""
+    """Calls by name, in one task hub, for use in a `with`."""
 
     def __init__(self, address: str, hub: str) -> None:
         self.hub = hub
-        options = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own
+        options = [("grpc.use_local_subchannel_pool", 1)]  # a separate connection
         self._channel = grpc.insecure_channel(address.removeprefix("http://"), options)
         self._stub = stubs.TaskHubSidecarServiceStub(self._channel)
 
@@ -46,14 +46,14 @@ class RawScheduler:
         return self.call("StartInstance", request).instanceId
 
     def state(self, instance_id: str) -> pb.OrchestrationState:
-        """An orchestration that must be there, with its input and output."""
+        """An orchestration that must exist, with its input and output."""
         request = pb.GetInstanceRequest(instanceId=instance_id, getInputsAndOutputs=True)
         response = self.call("GetInstance", request)
         assert response.exists, f"there is no orchestration {instance_id}"
         return response.orchestrationState
 
     def status(self, instance_id: str) -> str:
-        """The name of an orchestration's status, in short."""
+        """The short name of an orchestration's status."""
         name = pb.OrchestrationStatus.Name(self.state(instance_id).orchestrationStatus)
         return name.removeprefix("ORCHESTRATION_STATUS_")
 
@@ -69,7 +69,7 @@ class RawScheduler:
 
 
 class WorkStream:
-    """The work items that a worker is sent, without pings."""
+    """The work items that a worker receives, without pings."""
 
     def __init__(self, call: Any) -> None:
         self._call = call
@@ -82,7 +82,7 @@ class WorkStream:
         return next(iter(self))
 
     def end(self) -> None:
-        """End the stream, as a worker does that stops."""
+        """End the stream, like a worker that stops."""
         self._call.cancel()
 
 
@@ -97,7 +97,7 @@ class StoredScheduler:
         self.start()
 
     def start(self) -> None:
-        """Start it: the first time on a free port, then on the same."""
+        """Start it: the first time on a free port, then on the same one."""
         port = self.address.rpartition(":")[2] or "0"
         self.process = self.begin("--port", port)
         self.address = self.process.wait_for(r"scheduler ready: (\S+)\n")[1]

@@ -1,4 +1,4 @@
-"""The offline model with faults to order: it runs in the tests' process, so that they see every request."""
+"""The offline model, in which a test can cause faults. It runs in the tests' process, so that they see each request."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from local_services.model import create_app
 
-ENDED = -2  # in place of the number of events left to send: the reply is over
+ENDED = -2  # instead of the number of events left to send: the reply is over
 
 
 @dataclass
@@ -25,9 +25,9 @@ class Fault:
     status: int | None = None
     message: str = ""
     headers: dict[str, str] = field(default_factory=dict)
-    cut_after: int | None = None  # chunks of a stream; an answer that comes whole is halved
-    broken: bool = False  # a cut that the client's HTTP library notices
-    reply: str | None = None  # say this instead
+    cut_after: int | None = None  # chunks of a stream; an answer that is not streamed is halved
+    broken: bool = False  # whether the client's HTTP library notices the cut
+    reply: str | None = None  # the text to answer
     matches: Callable[[dict[str, Any]], bool] = lambda request: True
 
 
@@ -49,7 +49,7 @@ class ScriptedModel:
         self.held_for: Callable[[dict[str, Any]], bool] = lambda request: True
         self._faults: list[Fault] = []
         self._app = create_app()
-        self._socket = socket.socket(proto=socket.IPPROTO_TCP)  # named, so that asyncio sets TCP_NODELAY
+        self._socket = socket.socket(proto=socket.IPPROTO_TCP)  # so that asyncio sets TCP_NODELAY
         self._socket.bind(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._server = uvicorn.Server(
@@ -74,7 +74,7 @@ class ScriptedModel:
         self._faults.append(Fault(times, status=status, message=message, **fault))
 
     def truncate(self, after: int, times: int = 1, **fault: Any) -> None:
-        """End an answer after some chunks of its stream as if it were complete, without a finish reason."""
+        """End an answer after some chunks of its stream, like a complete one but without a finish reason."""
         self._faults.append(Fault(times, cut_after=after, **fault))
 
     def break_off(self, after: int, times: int = 1, **fault: Any) -> None:
@@ -86,7 +86,7 @@ class ScriptedModel:
         self._faults.append(Fault(times, reply=reply, **fault))
 
     def heal(self) -> None:
-        """No more faults."""
+        """End all faults."""
         self._faults.clear()
 
     def asked(self, text: str) -> list[dict[str, Any]]:
@@ -131,7 +131,7 @@ class ScriptedModel:
         return None
 
     def _sending(self, send: Send, fault: Fault | None) -> Send:
-        """Sends a stream event by event, so that delays and cuts fall between two of them."""
+        """Send a stream event by event, so that delays and cuts come between two events."""
         left = -1 if fault is None or fault.cut_after is None else fault.cut_after
 
         async def sending(message: Message) -> None:
@@ -158,7 +158,7 @@ class ScriptedModel:
 
 
 def _reply(request: dict[str, Any], text: str) -> Response:
-    """A whole answer with this text, in the form the request asks for."""
+    """A whole answer with this text, in the form that the request asks for."""
     base = {"id": "chatcmpl-test", "created": 0, "model": "offline-model"}
     if not request.get("stream"):
         message = {"role": "assistant", "content": text}
@@ -175,7 +175,7 @@ def _reply(request: dict[str, Any], text: str) -> Response:
 
 
 def _halving(send: Send, broken: bool) -> Send:
-    """Sends half of a whole answer's text without a finish reason, or half of its bytes and then no more."""
+    """Send half of a whole answer's text without a finish reason, or only half of its bytes."""
 
     async def sending(message: Message) -> None:
         if message["type"] != "http.response.body":

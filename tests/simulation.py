@@ -1,4 +1,4 @@
-"""A simulated world around a task hub: clients, workers that die, clocks that jump, crashes. All from one number.
+"""Simulates the world around a task hub: clients, workers that die, clock jumps, crashes. All follow from one seed.
 
 `python tests/simulation.py 123` runs seed 123 and prints each step; a failing seed fails the same way each time.
 """
@@ -56,7 +56,7 @@ BEGINNING = 1_800_000_000 * SECOND
 
 @dataclass(eq=False)
 class Worker:
-    """A worker's stream, with what it has in hand."""
+    """A worker's stream, with its unfinished work."""
 
     number: int
     request: pb.GetWorkItemsRequest
@@ -64,7 +64,7 @@ class Worker:
 
 
 def random_worker(rng: random.Random) -> pb.GetWorkItemsRequest:
-    """What a worker asks for: filters, limits, neither or both."""
+    """A worker's request: with filters, limits, neither or both."""
     request = pb.GetWorkItemsRequest()
     if rng.random() < 0.3:
         filters = request.workItemFilters
@@ -79,7 +79,7 @@ def random_worker(rng: random.Random) -> pb.GetWorkItemsRequest:
 
 
 def takes(request: pb.GetWorkItemsRequest, item: pb.WorkItem) -> bool:
-    """Whether a worker's filters let an item through."""
+    """Whether a worker's filters accept an item."""
     if not request.HasField("workItemFilters"):
         return True
     filters = request.workItemFilters
@@ -101,17 +101,17 @@ def _events(item: pb.WorkItem) -> list[pb.HistoryEvent]:
 
 
 class Crashed(Exception):
-    """The scheduler has died during a call: nobody has been answered."""
+    """The scheduler has died during a call: the caller has no answer."""
 
 
 class Simulation:
     """A run. Raises Wrong if the scheduler does not do what it must.
 
     Args:
-        seed: all that is random follows from it.
+        seed: all random choices follow from it.
         steps: how many things happen before all faults end.
         say: prints what happens.
-        store, hub: the classes under test; a broken one must be found out.
+        store, hub: the classes under test; the simulation must find errors in broken ones.
     """
 
     def __init__(
@@ -127,14 +127,14 @@ class Simulation:
         self._now = BEGINNING
         self._model = Model()
         self._workers: dict[int, Worker] = {}
-        self._late: list[tuple[str, Any]] = []  # completions of workers whose stream has ended, and sent ones
-        self._repeats: list[tuple[str, Any, str]] = []  # calls whose answer was lost, or that are repeated anyway
+        self._late: list[tuple[str, Any]] = []  # completions of workers whose stream has ended, and repeated ones
+        self._repeats: list[tuple[str, Any, str]] = []  # calls whose answer was lost, and others to repeat
         self._numbers = count(1)
-        self._patience = 8  # of workers that abandon: work that is abandoned ten times fails
+        self._patience = 8  # how often work is abandoned: after ten times it would fail
         self._faults = True
 
     def run(self) -> None:
-        """Have all happen, in a folder that goes again."""
+        """Run it in a temporary folder."""
         memory = Path("/dev/shm")  # noqa: S108 (a folder of our own in it)
         self._folder = Path(tempfile.mkdtemp("", "simulation-", memory if memory.is_dir() else None))
         try:
@@ -146,7 +146,7 @@ class Simulation:
             self._store.close()
             shutil.rmtree(self._folder)
 
-    # The scheduler, as service.py drives it ------------------------------------------------------------------------
+    # The scheduler, used as in service.py --------------------------------------------------------------------------
 
     def _open(self, path: Path) -> None:
         """A scheduler starts on a file."""
@@ -162,7 +162,7 @@ class Simulation:
         self._model.check(self._hub)
 
     def _crash(self, is_stored: bool = True) -> None:
-        """The scheduler is killed, and another starts on what the disk has: all, if the last change is stored."""
+        """Kill the scheduler, and start another on the file: everything is there, if the last change is stored."""
         self._say("  the scheduler is killed, and starts again")
         before = _memory(self._hub) if is_stored and not _grants_when_done(self._hub) else None
         path = self._folder / f"{next(self._numbers)}.db"
@@ -178,7 +178,7 @@ class Simulation:
             same("what the scheduler has after its restart", _memory(self._hub), before)
 
     def _do(self, work: Callable[[Hub], Any], done: Callable[[Answer], None]) -> None:
-        """A call: the hub does it, it is stored, and only then is it answered. Any of that may fail.
+        """A call: the hub does it, stores it, and then answers it. Each of these may fail.
 
         Raises Crashed if the caller gets no answer.
         """
@@ -212,7 +212,7 @@ class Simulation:
             self._hand(self._workers[number], item)
 
     def _full_disk(self) -> Any:
-        """Lets the store fail when it has written all of a change but the last bit."""
+        """Make the store fail at the end of a change."""
         write = self._store._write
 
         def write_and_fail(hub: str, changes: Changes) -> None:
@@ -222,7 +222,7 @@ class Simulation:
         return patch.object(self._store, "_write", write_and_fail)
 
     def _start_over(self) -> None:
-        """What was not stored has not happened. The streams of the workers go on."""
+        """Load the hub again, without what was not stored. The workers' streams continue."""
         for worker in self._workers.values():
             worker.hands.clear()
         self._load()
@@ -231,9 +231,9 @@ class Simulation:
 
     def _hand(self, worker: Worker, item: pb.WorkItem) -> None:
         delivery = self._model.delivered(worker.number, item)
-        expect(takes(worker.request, item), f"worker {worker.number} is sent what it does not take")
+        expect(takes(worker.request, item), f"worker {worker.number} receives what it does not accept")
         kind = item.WhichOneof("request")
-        self._say(f"  worker {worker.number} is sent {_shown(item)}")
+        self._say(f"  worker {worker.number} receives {_shown(item)}")
         worker.hands.append(delivery)
         limit = {
             "orchestratorRequest": worker.request.maxConcurrentOrchestrationWorkItems,
@@ -241,7 +241,7 @@ class Simulation:
             "entityRequest": worker.request.maxConcurrentEntityWorkItems,
         }[kind or ""]
         has = [d for d in worker.hands if d.item.WhichOneof("request") == kind and d.token in self._model.deliveries]
-        expect(not limit or len(has) <= limit, f"worker {worker.number} is sent more than it takes at a time")
+        expect(not limit or len(has) <= limit, f"worker {worker.number} receives more than its limit")
 
     # What happens --------------------------------------------------------------------------------------------------
 
@@ -359,7 +359,7 @@ class Simulation:
             self._do(lambda hub: hub.disconnect(worker.number, self._now), lambda _: self._model.ended(worker.number))
 
     def _dies(self, worker: Worker) -> None:
-        """Its stream has ended. It may be alive, and go on with what it has."""
+        """Its stream ends. The worker may be alive, and continue its work."""
         del self._workers[worker.number]
         for delivery in worker.hands:
             if self._rng.random() < 0.5:
@@ -409,7 +409,7 @@ class Simulation:
                 return "CompleteEntityTask", do_batch(delivery.token, item.entityRequest, done)
 
     def _spoil(self, method: str, response: Any) -> tuple[str, Any]:
-        """An answer that a worker may not give, or that it gives instead."""
+        """An answer that is not allowed, or another answer instead."""
         token = response.completionToken
         match self._rng.choice(["abandon", "abandon", "other instance", "other kind"]):
             case "other instance" if method != "CompleteEntityTask":
@@ -428,7 +428,7 @@ class Simulation:
     # The end -------------------------------------------------------------------------------------------------------
 
     def _end(self) -> None:
-        """No more faults, workers that take all, time, and the events that are waited for: now all must finish."""
+        """Without faults, with workers that accept all work, time, and the missing events, everything must finish."""
         self._say("no more faults from now on")
         self._faults = False
         self._worker_connects(pb.GetWorkItemsRequest())
@@ -458,7 +458,7 @@ class Simulation:
         self._check_tables(0)
 
     def _settle(self) -> None:
-        """Work and time go on until nothing happens any more."""
+        """Let work and time continue until nothing happens any more."""
         for _ in range(3000):
             if any(worker.hands for worker in self._workers.values()):
                 self._worker_works()
@@ -468,10 +468,10 @@ class Simulation:
                 self._tick()
             else:
                 return
-        raise Wrong("it never comes to rest")
+        raise Wrong("it does not finish")
 
     def _check_tables(self, orchestrations: int) -> None:
-        """Nothing is left of what has finished."""
+        """Check that nothing is left of finished work."""
         tables = {
             "orchestrations": "orchestrations",
             "messages": "messages",
@@ -485,12 +485,12 @@ class Simulation:
 
 
 def _memory(hub: Hub) -> list[Any]:
-    """All that must be the same after a restart."""
+    """Everything that must be the same after a restart."""
     live, busy = hub.orchestrations.live.values(), hub.entities._busy.values()
     activities = [activity for activities in hub.work._activities.values() for activity in activities.values()]
     return [
         [(_orchestration_row(HUB, o), _messages(o.inbox), _messages(o.timers.values())) for o in _sorted(live)],
-        # An entity that has no state yet, and no lock, is nothing but its inbox.
+        # An entity without state and lock only has an inbox.
         [(e.id, (e.state or e.lock) and e.modified, e.state, e.owner, _messages(e.inbox)) for e in _sorted(busy)],
         [(activity.id, activity.key, activity.request) for activity in _sorted(activities)],
         _messages(hub._scheduled.values()),
@@ -498,7 +498,7 @@ def _memory(hub: Hub) -> list[Any]:
 
 
 def _grants_when_done(hub: Hub) -> bool:
-    """Whether an entity's lock is granted as soon as its worker is done, and so, without a worker, by a restart."""
+    """Whether an entity's lock is granted when its worker is done, which includes a restart without a worker."""
     busy = hub.entities._busy.values()
     return any(e.attempts.token and not e.lock and e.inbox[0].event.HasField("entityLockRequested") for e in busy)
 
@@ -512,7 +512,7 @@ def _messages(messages: Iterable[Message]) -> list[Any]:
 
 
 def _sent(message: Any) -> Any:
-    """What arrives of a message: a copy."""
+    """A copy of a message, as it arrives."""
     copy = type(message)()
     copy.CopyFrom(message)
     return copy
@@ -545,11 +545,11 @@ def _shown(item: pb.WorkItem) -> str:
 
 
 def main() -> None:
-    """Run the seeds that are named, and print each step."""
+    """Run these seeds, and print each step."""
     for seed in map(int, sys.argv[1:]):
         numbers = count(1)
         Simulation(seed, say=lambda text: print(f"{next(numbers):5} {text}")).run()  # noqa: B023
-        print(f"seed {seed}: all as it must be")
+        print(f"seed {seed}: correct")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What a task hub has acknowledged, kept as simply as can be, and compared with the hub after each call.
+"""A simple model of what a task hub has acknowledged, compared with the hub after each call.
 
-The model keeps for each orchestration the list of all that its present execution was told ("told": its start, events,
-results, timers, in their order), and for each entity its state and the operations that wait. All of a work item, all
-of a hub's memory and all that is stored must agree with it.
+For each orchestration the model keeps the list of everything that its current execution received ("told": its start,
+events, results, timers, in order), and for each entity its state and the waiting operations. Every work item, the hub's
+memory and the stored records must agree with it.
 """
 
 import json
@@ -34,7 +34,7 @@ NOT_NOW, WRONG = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_AR
 
 
 class Wrong(Exception):
-    """The scheduler has not done what it must."""
+    """The scheduler has made an error."""
 
 
 def expect(condition: Any, what: str, *details: Any) -> None:
@@ -49,7 +49,7 @@ def same(what: str, actual: Any, expected: Any) -> None:
 
 
 def told_by(events: Iterable[pb.HistoryEvent]) -> list[Told]:
-    """What an orchestration learns from these events of its history; grants of locks are looked at elsewhere."""
+    """What an orchestration receives with these events of its history; granted locks are checked elsewhere."""
     told: list[Told] = []
     for event in events:
         match event.WhichOneof("eventType"):
@@ -79,7 +79,7 @@ def told_by(events: Iterable[pb.HistoryEvent]) -> list[Told]:
 
 
 def requests_to_lock(events: Iterable[pb.HistoryEvent]) -> dict[str, list[str]]:
-    """The critical sections that these events ask for, and the entities of each."""
+    """The critical sections that these events request, and the entities of each."""
     asked = (event.entityLockRequested for event in events if event.HasField("entityLockRequested"))
     return {request.criticalSectionId: list(request.lockSet) for request in asked}
 
@@ -95,10 +95,10 @@ class Instance:
     status: int = PENDING
     told: list[Told] = field(default_factory=list)
     seen: int = 0
-    tasks: dict[int, str] = field(default_factory=dict)  # activities that are not done, with their inputs
-    parent: tuple[str, int, int] | None = None  # id and run, and which of its tasks this is
+    tasks: dict[int, str] = field(default_factory=dict)  # unfinished activities, with their inputs
+    parent: tuple[str, int, int] | None = None  # id, run and task
     output: str = ""
-    execution: str = ""  # its id, once a worker has been sent it
+    execution: str = ""  # its id, after a worker has received it
 
     @property
     def lives(self) -> bool:
@@ -108,7 +108,7 @@ class Instance:
 
 @dataclass(eq=False)
 class Operation:
-    """An operation that an entity has not done. Operations of one sender are done in the order they were sent."""
+    """An operation that an entity has not done. Operations from one sender are done in the order of sending."""
 
     tag: str  # in its input
     sender: str
@@ -123,7 +123,7 @@ class Thing:
     state: list[str] | None = None
     modified: int = 0
     queue: list[Operation] = field(default_factory=list)
-    holder: tuple[str, int] | None = None  # the execution that was told that it holds the lock
+    holder: tuple[str, int] | None = None  # the execution that knows that it has the lock
 
 
 @dataclass(eq=False)
@@ -135,12 +135,12 @@ class Delivery:
     item: pb.WorkItem
     instance: str = ""
     run: int = 0
-    count: int = 0  # how much of what the instance was told it has in it
+    count: int = 0  # how much of the instance's `told` it contains
     operations: list[Operation] = field(default_factory=list)
 
 
 class Model:
-    """All that a hub has acknowledged."""
+    """Everything that a hub has acknowledged."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -148,8 +148,8 @@ class Model:
         self.things: dict[str, Thing] = {}
         self.deliveries: dict[str, Delivery] = {}  # by token: those whose completion counts
         self.answers: dict[str, bytes] = {}  # by request id
-        self._sent: dict[str, Delivery] = {}  # all since the last restart
-        self._former: dict[str, Delivery] = {}  # all of before
+        self._sent: dict[str, Delivery] = {}  # all deliveries since the last restart
+        self._former: dict[str, Delivery] = {}  # all earlier ones
         self._schedule: list[tuple[int, int, str, int, Any]] = []  # due, number, for whom, its run, what
         self._numbers = 0
         self._checked: set[tuple[Hub, int, int]] = set()
@@ -157,7 +157,7 @@ class Model:
     # Calls of clients ------------------------------------------------------------------------------------------
 
     def called(self, method: str, request: Any, request_id: str, answer: Answer) -> None:
-        """A call has been answered: it has had its effect, unless it was a repeated one."""
+        """A call was answered: it has had its effect, unless it was repeated."""
         if request_id in self.answers:
             same(f"the answer to a repeated {method}", answer.SerializeToString(), self.answers[request_id])
             return
@@ -215,7 +215,7 @@ class Model:
         if old is None:
             return NOT_FOUND
         if request.restartWithNewInstanceId:
-            expect(answer.instanceId not in self.instances, "the new instance id is taken")
+            expect(answer.instanceId not in self.instances, "the new instance id exists already")
         elif old.lives:
             return NOT_NOW
         else:
@@ -230,7 +230,7 @@ class Model:
         if instance.status != FAILED:
             return NOT_NOW
         if instance.parent:
-            instance.parent = (*instance.parent[:2], 0)  # who called it has been told already that it failed
+            instance.parent = (*instance.parent[:2], 0)  # its caller has already seen that it failed
         self._rewind(instance)
         return None
 
@@ -251,7 +251,7 @@ class Model:
     # Work ------------------------------------------------------------------------------------------------------
 
     def delivered(self, worker: int, item: pb.WorkItem) -> Delivery:
-        """A worker has been sent an item: is it all that it should be?"""
+        """A worker has received an item: check it."""
         expect(item.completionToken not in self.deliveries, "a token was used twice")
         delivery = Delivery(item.completionToken, worker, item)
         match item.WhichOneof("request"):
@@ -269,7 +269,7 @@ class Model:
             case _:
                 self._check_batch(item.entityRequest, delivery)
         instance = self.instances.get(delivery.instance)
-        is_needed = instance is None or instance.lives  # after a failed replay the SDK calls activities once more
+        is_needed = instance is None or instance.lives  # after a failed replay the SDK calls activities again
         for other in self.deliveries.values() if is_needed else ():
             expect(_subject(other.item) != _subject(item), "two workers have the same work", _subject(item))
         self.deliveries[delivery.token] = self._sent[delivery.token] = delivery
@@ -277,10 +277,10 @@ class Model:
 
     def _check_step(self, request: pb.OrchestratorRequest, delivery: Delivery) -> None:
         instance = self.instances.get(request.instanceId)
-        expect(instance and instance.lives, f"{request.instanceId} is stepped on, and does not run")
+        expect(instance and instance.lives, f"{request.instanceId} has a step, but does not run")
         assert instance
-        expect(instance.status != SUSPENDED, f"{instance.id} is stepped on, and is suspended")
-        expect(instance.told[0][0] == "start", f"{instance.id} is stepped on before its start")
+        expect(instance.status != SUSPENDED, f"{instance.id} has a step, but is suspended")
+        expect(instance.told[0][0] == "start", f"{instance.id} has a step before its start")
         execution = request.executionId.value
         expect(instance.execution in ("", execution), f"{instance.id} has another execution id")
         instance.execution = execution
@@ -292,7 +292,7 @@ class Model:
         if ("executionRewound",) in unseen:
             told = told[: instance.seen + unseen.index(("executionRewound",)) + 1]
         past, new = told_by(request.pastEvents), told_by(request.newEvents)
-        same(f"what {instance.id} was told", [*past, *new], told)
+        same(f"what {instance.id} has received", [*past, *new], told)
         same(f"what {instance.id} has seen", past, told[: instance.seen])
         delivery.instance, delivery.run, delivery.count = instance.id, instance.run, len(told)
         locks = requests_to_lock(request.pastEvents)
@@ -311,26 +311,24 @@ class Model:
         for sent in request.operations:
             tag = json.loads(sent.input.value)
             operation = next((operation for operation in left if operation.tag == tag), None)
-            expect(operation, f"{request.instanceId} is sent {tag}, which it was not sent, or has done")
+            expect(operation, f"{request.instanceId} receives {tag}, which nobody sent, or which is done")
             assert operation
             first = next(other for other in left if other.sender == operation.sender)
-            expect(first is operation, f"{request.instanceId} is sent {tag} before {first.tag}")
+            expect(first is operation, f"{request.instanceId} receives {tag} before {first.tag}")
             if thing.holder and self._runs(thing.holder):
-                expect(
-                    operation.caller and operation.caller[0] == thing.holder[0], f"{tag} is let in, despite the lock"
-                )
+                expect(operation.caller and operation.caller[0] == thing.holder[0], f"{tag} runs despite the lock")
             left.remove(operation)
             delivery.operations.append(operation)
 
     def ended(self, worker: int | None) -> None:
-        """A worker's stream has ended, or with None all have: what they have is to be done by others."""
+        """A worker's stream has ended, or with None all have: their work must be redelivered."""
         self.deliveries = {t: d for t, d in self.deliveries.items() if worker is not None and d.worker != worker}
         if worker is None:
             self._former |= self._sent
             self._sent = {}
 
     def _recovered(self, method: str, token: str, hub: Hub) -> Delivery | None:
-        """Work of before a restart that the hub has let count: it was still to be done, and is nobody else's now."""
+        """Work from before a restart that the hub has accepted: it was unfinished, and no other worker has it now."""
         delivery = self._former.get(token)
         match method, delivery and delivery.item.WhichOneof("request"):
             case "CompleteActivityTask", "activityRequest":
@@ -355,7 +353,7 @@ class Model:
         return delivery
 
     def completed(self, method: str, response: Any, answer: Answer, hub: Hub) -> None:
-        """A worker has said that its work is done, or that it cannot do it."""
+        """A worker has completed or abandoned its work."""
         token = response.completionToken
         delivery = self.deliveries.pop(token, None) or self._recovered(method, token, hub)
         instance = self.instances.get(delivery.instance) if delivery else None
@@ -410,7 +408,7 @@ class Model:
             if was == SUSPENDED:
                 new.status = SUSPENDED
         elif ending is not None:
-            del instance.told[instance.seen :]  # nobody will see it any more
+            del instance.told[instance.seen :]  # no step will see it
             failed = ending.orchestrationStatus == FAILED
             self._finish(instance, ending.orchestrationStatus, "failed" if failed else ending.result.value)
 
@@ -453,7 +451,7 @@ class Model:
                 is_failure = failed or result.results[n].HasField("failure")
                 answer = "failed" if is_failure else result.results[n].success.result.value
                 self._tell(self.instances[operation.caller[0]], ("answer", operation.request, answer))
-        thing.modified = -thing.modified  # it must be another afterwards
+        thing.modified = -thing.modified  # it must be different afterwards
         for action in [] if failed else result.actions:
             if action.HasField("sendSignal"):
                 tag = json.loads(action.sendSignal.input.value)
@@ -470,7 +468,7 @@ class Model:
     # Time ------------------------------------------------------------------------------------------------------
 
     def ticked(self) -> None:
-        """What is due has arrived."""
+        """Deliver what is due."""
         for entry in sorted(self._schedule, key=lambda entry: entry[:2]):
             if entry[0] <= self.now:
                 self._schedule.remove(entry)
@@ -540,7 +538,7 @@ class Model:
         self.instances.pop(instance.id, None)
 
     def _take_back(self, kind: str, instance: Instance) -> None:
-        """The completion of what workers have of this execution does not count any more."""
+        """The completions of this execution's deliveries do not count any more."""
         for delivery in list(self.deliveries.values()):
             if delivery.item.HasField(kind) and (delivery.instance, delivery.run) == (instance.id, instance.run):
                 del self.deliveries[delivery.token]
@@ -577,7 +575,7 @@ class Model:
         self._tell(instance, ("executionRewound",))
 
     def _rewound(self, instance: Instance, history: list[pb.HistoryEvent]) -> None:
-        """It goes on from a history without what failed, and what it waits for is done again."""
+        """It continues with a history without the failures, and what it waits for is done again."""
         late = instance.told[instance.seen :]
         self._leave(instance)
         self._take_back("activityRequest", instance)
@@ -617,14 +615,14 @@ class Model:
     # The hub ---------------------------------------------------------------------------------------------------
 
     def check(self, hub: Hub) -> None:
-        """Does the hub have in its memory, and in its store, what it has acknowledged, and nothing else?"""
+        """Check that the hub's memory and its store contain what it has acknowledged, and nothing else."""
         live = hub.orchestrations.live
         same("what runs", sorted(live), sorted(i.id for i in self.instances.values() if i.lives))
         tasks: dict[tuple[str, str, int], str] = {}
         for instance in self.instances.values():
             ended = (hub, instance.run, instance.status)
             if not instance.lives and ended in self._checked:
-                continue  # it does not change any more: to look again after the next restart is enough
+                continue  # it does not change any more, so the check after the next restart is enough
             self._checked.add(ended)
             stored = hub.orchestrations.find(instance.id)
             assert stored
@@ -634,7 +632,7 @@ class Model:
             same(f"{name}'s status", pb.OrchestrationStatus.Name(status), pb.OrchestrationStatus.Name(instance.status))
             if instance.lives:
                 unseen = told_by(message.event for message in stored.inbox)
-                unseen.sort(key=lambda told: told[0] != "start")  # which is seen first, whenever it comes
+                unseen.sort(key=lambda told: told[0] != "start")  # the start is always seen first
                 same(f"what {name} has not seen", unseen, instance.told[instance.seen :])
                 due = sorted((told_by([message.event])[0], message.due) for message in stored.timers.values())
                 waits = [(e[4], e[0]) for e in self._schedule if e[2:4] == (name, instance.run)]
@@ -668,11 +666,11 @@ class Model:
         operations = [told for message in (busy.inbox if busy else ()) if (told := _tag(message.event)) is not None]
         same(f"what waits for {entity}", operations, [operation.tag for operation in thing.queue])
         if thing.state is None:
-            thing.modified = 0  # an entity that has gone may come again with any time
+            thing.modified = 0  # a removed entity may come back with any time
             return
         modified = micros(found.entity.lastModifiedTime)
         if thing.modified < 0:
-            expect(modified > -thing.modified, f"{entity} has changed, and its time of change has not increased")
+            expect(modified > -thing.modified, f"{entity} has changed, but its time has not increased")
         elif thing.modified:
             same(f"the time at which {entity} changed", modified, thing.modified)
         thing.modified = modified
@@ -682,7 +680,7 @@ _CARRIED = ("event", "executionSuspended", "executionResumed")
 
 
 def _tag(event: pb.HistoryEvent) -> str | None:
-    """The tag of an operation; None if the event asks for a lock."""
+    """The tag of an operation; None if the event requests a lock."""
     if event.HasField("entityLockRequested"):
         return None
     operation = (
@@ -706,7 +704,7 @@ def _fits(method: str, response: Any, item: pb.WorkItem) -> bool:
 
 
 def _subject(item: pb.WorkItem) -> tuple[str, ...]:
-    """What must not be with two workers at the same time."""
+    """What two workers must not have at the same time."""
     match item.WhichOneof("request"):
         case "orchestratorRequest":
             return ("step", item.orchestratorRequest.instanceId, item.orchestratorRequest.executionId.value)

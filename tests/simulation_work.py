@@ -1,4 +1,4 @@
-"""The work in a simulation: orchestrations that do what a script says, activities, entities that keep a list."""
+"""The work in a simulation: orchestrations that run a script, activities, entities that keep a list."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ ENTITIES = ["@left@1", "@left@2", "@right@1"]
 
 
 def random_script(rng: random.Random, depth: int = 0) -> list[Any]:
-    """What one orchestration does: steps that `perform` understands."""
+    """The steps of one orchestration, for `perform`."""
     script: list[Any] = [_random_step(rng, depth) for _ in range(rng.randint(1, 4))]
     if depth < 2 and rng.random() < 0.25:
         script.append(["again", random_script(rng, depth + 1), rng.random() < 0.7])
@@ -74,7 +74,7 @@ def perform(context: task.OrchestrationContext, script: list[Any]) -> Any:
                 yield task.when_all([_begin(context, step) for step in steps])
             case ["race", steps]:
                 winner = yield task.when_any([_begin(context, step) for step in steps])
-                winner.get_result()  # raises what failed: a rewound history must not go on after it
+                winner.get_result()  # raises the failure: a rewound history must not continue after it
             case ["leave", step]:
                 _begin(context, step)
             case ["signal", entity, operation, delay]:
@@ -86,7 +86,7 @@ def perform(context: task.OrchestrationContext, script: list[Any]) -> Any:
                     for entity in ids:
                         first = yield context.call_entity(entity, "add", context.new_uuid())
                         second = yield context.call_entity(entity, "add", context.new_uuid())
-                        assert second == first + 1, "somebody was let in, despite the lock"
+                        assert second == first + 1, "another operation ran despite the lock"
             case ["send", instance, event]:
                 context.send_event(instance, event, data=context.new_uuid())
             case ["again", script, keep]:
@@ -115,7 +115,7 @@ def _begin(context: task.OrchestrationContext, step: list[Any]) -> task.Task[Any
 
 
 class _Complaints(logging.Handler):
-    """What the SDK ignores with a warning is a mistake of the scheduler."""
+    """If the SDK ignores something with a warning, the scheduler has made an error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         raise Wrong(f"the SDK warns: {record.getMessage()}")
@@ -133,7 +133,7 @@ for _name in ORCHESTRATIONS:
 
 
 def do_step(token: str, request: pb.OrchestratorRequest) -> pb.OrchestratorResponse:
-    """An orchestrator's step, as the SDK does it. What its replay does not like raises."""
+    """An orchestrator's step, done by the SDK. Raises if the replay fails."""
     executor = _OrchestrationExecutor(_REGISTRY, _LOGGER, JsonDataConverter())
     result = executor.execute(request.instanceId, request.pastEvents, request.newEvents)
     for action in result.actions:
@@ -156,7 +156,7 @@ def do_activity(token: str, request: pb.ActivityRequest, fails: bool) -> pb.Acti
 
 
 def do_batch(token: str, request: pb.EntityBatchRequest, done: int) -> pb.EntityBatchResult:
-    """So many operations of an entity. It keeps what it was sent in a list; its answer is how many it has."""
+    """The first `done` operations of an entity. Its state is a list of what it received; it answers the length."""
     state: list[str] | None = json.loads(request.entityState.value) if request.HasField("entityState") else None
     result = pb.EntityBatchResult(completionToken=token)
     for operation in list(request.operations)[:done]:

@@ -1,4 +1,4 @@
-"""A task hub without processes or sockets: on a store, with a clock and workers that the test plays."""
+"""A task hub without processes or sockets: with a store, and with a clock and workers that the test controls."""
 
 import uuid
 from itertools import count
@@ -24,15 +24,15 @@ class PlayedWorker:
 
     def take(self) -> pb.WorkItem:
         """The next work item; there must be one."""
-        assert self.items, "the hub has sent this worker nothing"
+        assert self.items, "the hub has not sent anything to this worker"
         return self.items.pop(0)
 
 
 class TaskHub:
-    """A hub, whose changes are stored after each call, as the service does it.
+    """A hub; after each call its changes are stored, like in service.py.
 
     Args:
-        path: of the state file; with an empty one, the state is in memory, and `restart` is a crash all the same.
+        path: the state file; if it is empty, the state is in memory, and survives `restart` too.
     """
 
     def __init__(self, path: str = "") -> None:
@@ -49,7 +49,7 @@ class TaskHub:
         self.hub.load(self.now)
 
     def restart(self) -> None:
-        """The scheduler is killed, and another starts: streams have ended, only what is stored is left."""
+        """Kill the scheduler, and start another: streams end, only what is stored is left."""
         if self.path:
             self.store.close()
             self.store = Store(self.path)
@@ -59,7 +59,7 @@ class TaskHub:
     # Calls -----------------------------------------------------------------------------------------------------
 
     def call(self, method: str, request: Any, request_id: str = "") -> Any:
-        """A gRPC call. Raises Refused."""
+        """Make a gRPC call. Raises Refused."""
         try:
             return self.hub.call(method, request, self.now, request_id)
         finally:
@@ -81,7 +81,7 @@ class TaskHub:
         return response.orchestrationState if response.exists else None
 
     def status(self, instance_id: str) -> str:
-        """The name of an orchestration's status, in short."""
+        """The short name of an orchestration's status."""
         state = self.state(instance_id)
         assert state, f"there is no orchestration {instance_id}"
         return pb.OrchestrationStatus.Name(state.orchestrationStatus).removeprefix("ORCHESTRATION_STATUS_")
@@ -117,7 +117,7 @@ class TaskHub:
     # Time ------------------------------------------------------------------------------------------------------
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass; what becomes due meanwhile is done when it is due, as by the service's clock."""
+        """Let time pass; what becomes due meanwhile is done at its time."""
         until = self.now + round(seconds * SECOND)
         while (due := self.hub.next_due()) is not None and due <= until:
             self.now = max(self.now, due)
@@ -128,7 +128,7 @@ class TaskHub:
     # Workers ---------------------------------------------------------------------------------------------------
 
     def connect(self, filters: pb.WorkItemFilters | None = None, **limits: Any) -> PlayedWorker:
-        """A worker's stream begins."""
+        """Begin a worker's stream."""
         worker = PlayedWorker(next(self._numbers))
         self.workers[worker.number] = worker
         self.hub.connect(worker.number, pb.GetWorkItemsRequest(workItemFilters=filters, **limits), self.now)
@@ -136,7 +136,7 @@ class TaskHub:
         return worker
 
     def disconnect(self, worker: PlayedWorker) -> None:
-        """A worker's stream ends."""
+        """End a worker's stream."""
         del self.workers[worker.number]
         self.hub.disconnect(worker.number, self.now)
         self._let_know()
@@ -172,7 +172,7 @@ class TaskHub:
         self.call("CompleteEntityTask", result)
 
     def abandon(self, item: pb.WorkItem) -> None:
-        """A worker declines a work item."""
+        """Abandon a work item."""
         token = item.completionToken
         if item.HasField("orchestratorRequest"):
             self.call("AbandonTaskOrchestratorWorkItem", pb.AbandonOrchestrationTaskRequest(completionToken=token))
@@ -188,7 +188,7 @@ class TaskHub:
             self.workers[number].items.append(item)
 
 
-# What an orchestrator's step asks for ----------------------------------------------------------------------------
+# Actions of an orchestrator's step -------------------------------------------------------------------------------
 
 
 def finish(output: str = '"done"', status: Any = COMPLETED, **fields: Any) -> pb.OrchestratorAction:
@@ -233,6 +233,6 @@ def call_entity(number: int, entity_id: str, operation: str = "run", **fields: A
 
 
 def new_events(item: pb.WorkItem) -> list[str]:
-    """The kinds of events that an orchestrator's step is to see, without the one that every step begins with."""
+    """The kinds of a step's new events, without the one with which every step begins."""
     kinds = [event.WhichOneof("eventType") or "" for event in item.orchestratorRequest.newEvents]
     return [kind for kind in kinds if kind != "orchestratorStarted"]

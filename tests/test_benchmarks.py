@@ -23,14 +23,14 @@ PATIENCE = 280
 
 
 def bench(start: Start, *arguments: str | Path, root: Path = ROOT, **environment: str) -> Process:
-    """Start `python -m benchmarks`, as run.py does after the installation."""
+    """Start `python -m benchmarks`, like run.py after the installation."""
     command = [sys.executable, "-m", "benchmarks", *arguments]
     return start(*command, cwd=root, env=clean_environment(**environment))
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Path]]:
-    """One small benchmark, at its end; and the file that it has written."""
+    """A small finished benchmark, and the file that it has written."""
     file = tmp_path_factory.mktemp("bench") / "results" / "small.json"
     processes: list[Process] = []
 
@@ -48,7 +48,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process
 
 @pytest.fixture
 def results(measured: tuple[Process, Path]) -> dict[tuple[str, int | None], dict[str, Any]]:
-    """Its results, by what was measured and the model's delay."""
+    """Its results, by measure and the model's delay."""
     report = json.loads(measured[1].read_text(encoding="utf-8"))
     return {(one["measure"], one["model_ms"]): one for one in report["results"]}
 
@@ -67,7 +67,7 @@ def test_measures_and_reports(measured: tuple[Process, Path]) -> None:
     assert report["machine"]["cores"] > 0
     assert set(report["machine"]) == {"processor", "cores", "memory_gb", "system", "python", "packages"}
     assert report["machine"]["packages"]["openai"]
-    assert [name for name in MEASURED if f"{name}" in process.errors] == list(MEASURED)  # it says how it goes
+    assert [name for name in MEASURED if f"{name}" in process.errors] == list(MEASURED)  # it prints its progress
     for one in report["results"]:
         assert one["runs"] > 0
         assert one["median"] >= 0
@@ -83,7 +83,7 @@ def test_each_result_stands_beside_its_target_and_the_direct_calls(results: Resu
     assert turn["added"] == pytest.approx(turn["median"] - turn["direct"]["median"])
     assert turn["ratio"] == pytest.approx(turn["median"] / turn["direct"]["median"])
     slow = results["50 chains of two at once (04)", 50]
-    assert slow["median"] > slow["direct"]["median"] >= 0.1  # both waited for the model, and for the same one
+    assert slow["median"] > slow["direct"]["median"] >= 0.1  # both waited for the same model
     assert slow["target"] is None
     first, last = results["first token (03)", 0], results["last token (03)", 0]
     assert first["target"]["of"] == "added"
@@ -103,7 +103,7 @@ def test_a_load_is_given_with_the_processors_time_of_each_process(results: Resul
 
 def test_a_killed_workers_successor_finishes_with_three_calls(results: Results) -> None:
     assert results["worker killed: calls of the model", None]["median"] == 3
-    assert results["worker killed: its successor's start to the result", None]["median"] > 2  # the second call, whole
+    assert results["worker killed: its successor's start to the result", None]["median"] > 2  # the whole second call
 
 
 def test_the_chart_is_whole_and_asks_for_nothing_elsewhere(measured: tuple[Process, Path]) -> None:

@@ -1,4 +1,4 @@
-"""The dashboard in a real browser, over real samples: what they do is seen, and can be acted on."""
+"""The dashboard in a real browser, with real samples: it shows what they do, and its actions work."""
 
 import http.client
 import json
@@ -34,7 +34,7 @@ CHROMIUM_OPTIONS = [
 ]
 HOSTILE = """<img src=x onerror="alert('x')"><script>alert("x")</script>{{ alert('x') }} end\n%%{init: 1}%% "]:#;"""
 LOGGER = logging.getLogger("durabletask")
-LIVE = 2_000  # milliseconds: within these, a change is to be seen
+LIVE = 2_000  # milliseconds within which a change must be visible
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium or Chrome on the PATH")
 expect.set_options(timeout=20_000)
@@ -68,7 +68,7 @@ def address(process: Process) -> str:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A browser tab; whatever it shows asks nothing of other machines, and runs nothing that a payload holds."""
+    """A browser tab; no page may send requests to other machines, or run code from a payload."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     tab = context.new_page()
     faults: list[str] = []
@@ -114,7 +114,7 @@ def scheduler_client(endpoint: str, hub: str, **options: Any) -> TaskHubGrpcClie
 
 
 def started(sample: Sample, *arguments: str, **settings: str) -> str:
-    """Start the sample's orchestration; gives the instance id."""
+    """Start the sample's orchestration; returns the instance id."""
     return sample.run_client(*arguments, "--no-wait", **settings).output.strip()
 
 
@@ -204,7 +204,7 @@ def test_a_decision_on_an_older_draft_is_told_that_it_does_not_count(
     field = page.get_by_label("What should the next draft do better?")
     field.fill("Longer, ")
     client.raise_orchestration_event(instance, "HumanApproval", data={"approved": False, "feedback": "Shorter."})
-    expect(page.get_by_role("heading", name="on draft 2 of 3")).to_be_visible()  # another reviewer was quicker
+    expect(page.get_by_role("heading", name="on draft 2 of 3")).to_be_visible()  # another reviewer was faster
     expect(field).to_have_value("Longer, ")
     field.press_sequentially("please.")
     page.get_by_role("button", name="Reject", exact=True).click()
@@ -219,7 +219,7 @@ def test_a_conversation_is_a_chat_that_grows(
     joker.start_worker()
     key = re.search(r"Conversation (\w+)", joker.run_client().output)
     assert key
-    page.goto(f"{dashboard}/?hub={hub}")  # there are no orchestrations: it shows the sessions at once
+    page.goto(f"{dashboard}/?hub={hub}")  # there are no orchestrations: it shows the sessions first
     expect(page.get_by_role("row", name="Joker")).to_contain_text(key[1])
     page.get_by_role("link", name="Joker").click()
     expect(page.locator(".entry")).to_have_count(4)
@@ -333,7 +333,7 @@ def test_a_scheduler_that_is_away_is_told_and_the_page_goes_on(page: Page, start
     expect(page.get_by_role("link", name="somebody")).to_be_visible()
     first.kill()
     expect(page.get_by_role("alert")).to_be_visible()
-    expect(page.get_by_role("link", name="somebody")).to_be_visible()  # what was seen stays
+    expect(page.get_by_role("link", name="somebody")).to_be_visible()  # the last known data stays
     start_scheduler()
     expect(page.get_by_role("alert")).to_be_hidden()
 
@@ -398,7 +398,7 @@ def test_filters_and_pages(page: Page, dashboard: str, hub: str, client: TaskHub
     page.get_by_role("button", name="Terminated 1").click()
     expect(rows).to_have_count(1)
     expect(rows).to_contain_text("number-07")
-    page.reload()  # the address keeps what was chosen
+    page.reload()  # the address contains the choice
     expect(rows).to_have_count(1)
     page.get_by_role("searchbox").fill("even")
     expect(page.get_by_text("Nothing matches the filter.")).to_be_visible()

@@ -1,4 +1,4 @@
-"""What the dashboard reads, without a browser: words, conversations, histories, drafts, and a task hub's lists."""
+"""The dashboard's data, without a browser: words, conversations, histories, drafts, and a task hub's lists."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -57,7 +57,7 @@ def test_times_ago(seconds: float, said: str) -> None:
         ('"a\\ntext"', "a\ntext"),
         ('{"a":[1]}', '{\n  "a": [\n    1\n  ]\n}'),
         ('{"not": json', '{"not": json'),
-        ("[" * 100_000, "[" * 100_000),  # deeper than Python's parser goes
+        ("[" * 100_000, "[" * 100_000),  # too deep for Python's parser
         ('"Waiting\\n{\\"a\\":1}"', 'Waiting\n{\n  "a": 1\n}'),
         ("0", "0"),
     ],
@@ -126,7 +126,7 @@ def test_a_conversation_with_tools_and_errors() -> None:
     ]
     assert response.tokens == {"input": 5, "output": 7, "total": 12}
     assert request.time
-    assert response.time == request.time  # its own, in whole seconds, would be before the request's
+    assert response.time == request.time  # the response's time, in whole seconds, is before the request's
     assert failure.parts[0] == Part("error", "Busy: later")
     assert failure.parts[1].kind == "other"
     assert failure.time is None
@@ -275,7 +275,7 @@ def test_what_became_of_a_decision() -> None:
 
 @pytest.fixture
 def client(scheduler: str, hub: str) -> Iterator[Any]:
-    """A client, and beside it a worker whose only orchestration waits for an event."""
+    """A client, and a worker whose only orchestration waits for an event."""
 
     def patient(context: OrchestrationContext, _: Any) -> Any:
         context.set_custom_status("waits")
@@ -291,7 +291,7 @@ def client(scheduler: str, hub: str) -> Iterator[Any]:
 
 @pytest.fixture
 def listed(scheduler: str, hub: str) -> Callable[[], dict[str, tuple[str, str]]]:
-    """The hub's list as the dashboard has it after a refresh: status and custom status by id."""
+    """The hub's list after the dashboard has refreshed it: status and custom status by id."""
     seen = Hub(scheduler, hub)
 
     def look() -> dict[str, tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Dockerfile and Compose file, as far as they can be checked without a Docker engine: read, and followed by hand."""
+"""The Dockerfile and the Compose file, checked without a Docker engine: the tests read them, and do what they say."""
 
 import json
 import re
@@ -24,12 +24,12 @@ WORKER: dict[str, Any] = COMPOSE["services"]["worker"]
 
 
 def instructions(name: str) -> list[str]:
-    """What follows an instruction's name in the Dockerfile, line by line."""
+    """The arguments of an instruction in the Dockerfile, line by line."""
     return re.findall(rf"^{name} (.*)", DOCKERFILE, re.MULTILINE)
 
 
 def is_in_context(path: str) -> bool:
-    """Whether .dockerignore lets a file through: the last pattern that matches it or its folder counts."""
+    """Whether .dockerignore allows a file: the last pattern that matches it or its folder counts."""
     included = True
     parts = path.split("/")
     for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
@@ -40,7 +40,7 @@ def is_in_context(path: str) -> bool:
 
 
 def build(sample: str, image: Path) -> None:
-    """Copy into a folder what the Dockerfile copies into an image's."""
+    """Copy the files that the Dockerfile copies into the image."""
     for copy in instructions("COPY"):
         *sources, target = copy.replace("${SAMPLE}", sample).split()
         assert target == "./"
@@ -54,7 +54,7 @@ def build(sample: str, image: Path) -> None:
 
 
 def command() -> list[str]:
-    """What a container of the image runs, with this Python in the place of its own."""
+    """The command of a container, with this Python."""
     python, *arguments = json.loads(instructions("CMD")[0])
     assert python == "python"
     return [sys.executable, *arguments]
@@ -79,7 +79,7 @@ def test_nothing_else_gets_into_an_image() -> None:
 
 def test_the_image_does_not_run_as_root() -> None:
     (user,) = instructions("USER")
-    assert int(user) > 0  # a number, by which Kubernetes can tell
+    assert int(user) > 0  # a number, so that Kubernetes can check that it is not root
     assert f"--uid {user} " in DOCKERFILE
 
 
@@ -92,7 +92,7 @@ def test_a_container_that_is_stopped_ends_in_time_and_another_finishes_its_work(
     container = start(*command(), cwd=tmp_path, env=joker.environment())
     container.wait_for("Worker ready")
     client = joker.start_client("Tell me a joke about a cat.")
-    eventually(lambda: model.requests, "a call in hand")
+    eventually(lambda: model.requests, "an unfinished call")
 
     stopped_at = time.monotonic()
     container.signal(signal.SIGTERM)
@@ -106,7 +106,7 @@ def test_a_container_that_is_stopped_ends_in_time_and_another_finishes_its_work(
 
 
 def grace_seconds() -> float:
-    """What Compose gives a worker between SIGTERM and SIGKILL."""
+    """The seconds that Compose waits between SIGTERM and SIGKILL."""
     return float(WORKER["stop_grace_period"].removesuffix("s"))
 
 
@@ -134,7 +134,7 @@ def test_compose_hands_every_setting_on_to_the_worker() -> None:
     in_the_image = dict(word.split("=") for word in instructions("ENV")[0].split())
     of_run_py = {"STATE_DIRECTORY"}
     assert set(WORKER["environment"]) == known - set(in_the_image) - of_run_py
-    # Two workers write into one folder: else a second worker, which takes over, could not see what the first has sent.
+    # Two workers share one folder: else a worker that takes over could not see what the other has sent.
     assert set(in_the_image.values()) == {volume.partition(":")[2] for volume in WORKER["volumes"]}
 
 

@@ -1,4 +1,4 @@
-"""The offline model over real HTTP, with the official client: its protocol, and what its rules answer."""
+"""The offline model over real HTTP, with the official client: its protocol, and its rules' answers."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def server() -> Iterator[str]:
     process = Process(*COMMAND, *AT_ONCE)
     yield address_of(process)
     process.stop()
-    assert process.errors == ""  # whatever the tests sent: no traceback, no warning
+    assert process.errors == ""  # no traceback, no warning
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def address_of(process: Process) -> str:
 
 
 class Chat:
-    """A conversation that remembers, as an agent's does."""
+    """A conversation that keeps its messages, like an agent's."""
 
     def __init__(self, client: OpenAI, instructions: str = "", **options: Any) -> None:
         self.client = client
@@ -249,7 +249,7 @@ def test_it_listens_on_loopback_only(server: str) -> None:
     port = int(server.rpartition(":")[2])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
         try:
-            outward.connect(("192.0.2.1", 9))  # sends nothing: it only picks the address that faces outside
+            outward.connect(("192.0.2.1", 9))  # sends nothing: it only finds this machine's outward address
         except OSError:
             pytest.skip("this machine has no other address")
         address = outward.getsockname()[0]
@@ -298,7 +298,7 @@ def test_it_ends_with_its_supervisor(start: Start) -> None:
 
 
 def stream_from(server: str) -> socket.socket:
-    """A connection over which a streamed answer is coming."""
+    """A connection that receives a streamed answer."""
     body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "What is entropy?"}]})
     host, port = server.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), timeout=30)
@@ -311,7 +311,7 @@ def stream_from(server: str) -> socket.socket:
 def test_delays_are_the_same_for_a_stream_and_a_whole_answer(start: Start, way: str) -> None:
     settings = {"OFFLINE_MODEL_FIRST_TOKEN_SECONDS": "0.2", "OFFLINE_MODEL_TOKEN_SECONDS": "0.05"}
     options = ["--first-token-delay", "0.2", "--token-delay", "0.05"] if way == "options" else []
-    if options:  # they win
+    if options:  # they have priority
         settings = dict.fromkeys(settings, "60")
     process = start(*COMMAND, *options, env=clean_environment(**settings))
     question: Any = {"model": "m", "messages": [{"role": "user", "content": "What is entropy?"}], "max_tokens": 6}
@@ -471,7 +471,7 @@ def test_it_remembers_what_the_user_states(azure: AzureOpenAI) -> None:
     assert "nuts" in chat.say("What am I allergic to?")
     summary = chat.say("Summarize our conversation.")
     assert all(fact in summary for fact in ("Ada", "nuts", "nine", "cats"))
-    later = Chat(azure, summary)  # as an agent does whose conversation was shortened
+    later = Chat(azure, summary)  # like an agent with a shortened conversation
     assert "Ada" in later.say("What is my name?")
     assert "not told me your name" in Chat(azure).say("What is my name?")
 

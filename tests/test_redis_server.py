@@ -1,4 +1,4 @@
-"""The local Redis: a real redis-server where there is one, fakeredis's elsewhere."""
+"""The local Redis: a real redis-server if there is one, else fakeredis."""
 
 import signal
 import socket
@@ -20,7 +20,7 @@ FAKE = [
 
 
 def instead_of_redis(folder: Path, script: str) -> list[str]:
-    """The command that serves with a script for redis-server."""
+    """The command that starts the service with a script instead of redis-server."""
     program = folder / "redis-server"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
@@ -40,7 +40,7 @@ def nobody_listens(address: str) -> bool:
 def test_streams_work(start: Start, command: list[str]) -> None:
     server = start(*command, "0")
     with redis.Redis.from_url(address_of(server), decode_responses=True) as client:
-        api: Any = client  # redis-py types every answer as one of a synchronous and an asynchronous client
+        api: Any = client  # redis-py's types do not distinguish synchronous and asynchronous answers
         entry = api.xadd("stream", {"text": "first"})
         api.expire("stream", 60)
         assert api.xread({"stream": "0"}) == [["stream", [(entry, {"text": "first"})]]]

@@ -1,7 +1,7 @@
-"""run.py: the catalog, a sample, all samples, the services alone, and the installation before them.
+"""run.py: the list, a sample, all samples, only the services, and the installation before them.
 
-Most tests run a copy of local_services among stand-ins for the samples, the scheduler and the model. The last one runs
-the real thing in a fresh copy of the repository.
+Most tests run a copy of local_services with replacements for the samples, the scheduler and the model. The last one
+runs the real ones in a fresh copy of the repository.
 """
 
 import fcntl
@@ -83,12 +83,12 @@ WAITING = "import time; print('client waits', flush=True); time.sleep(600)"
 
 
 class Project:
-    """A repository with stand-ins for samples and services."""
+    """A repository with replacements for samples and services."""
 
     def __init__(self, root: Path, start: Start) -> None:
         self.root = root
         self._start = start
-        self.mark = uuid.uuid4().hex  # in the environment of all that its commands start
+        self.mark = uuid.uuid4().hex  # in the environment of all processes that its commands start
         shutil.copytree(ROOT / "local_services", root / "local_services", ignore=shutil.ignore_patterns("__pycache__"))
         self.write("local_services/model.py", SERVICE.format(name="model"))
         self.write("local_services/scheduler/__init__.py", "")
@@ -96,20 +96,20 @@ class Project:
         self.write("local_services/dashboard/__main__.py", SERVICE.format(name="dashboard"))
 
     def write(self, path: str, text: str) -> Path:
-        """Write one of its files."""
+        """Write one of the project's files."""
         file = self.root / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text.lstrip())
         return file
 
     def add_sample(self, name: str, worker: str = WORKER, client: str = CLIENT, requirements: str = "") -> None:
-        """Add a sample made of these."""
+        """Add a sample with these files."""
         self.write(f"{name}/worker.py", worker)
         self.write(f"{name}/client.py", client)
         self.write(f"{name}/requirements.txt", requirements)
 
     def start(self, *arguments: str, **environment: str) -> Process:
-        """Start `python -m local_services`, as run.py does after the installation."""
+        """Start `python -m local_services`, like run.py after the installation."""
         env = clean_environment(MARK=self.mark, **environment)
         return self._start(sys.executable, "-m", "local_services", *arguments, cwd=self.root, env=env)
 
@@ -123,7 +123,7 @@ class Project:
         return process
 
     def left_behind(self) -> list[str]:
-        """The processes that its commands started and that still run."""
+        """The processes that its commands started and that are still running."""
         return [text for text in map(environment_of, Path("/proc").glob("[0-9]*")) if f"MARK={self.mark}" in text]
 
 
@@ -131,7 +131,7 @@ IN_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn
 
 
 def in_terminal(start: Start, *arguments: str, cwd: Path, env: dict[str, str]) -> Process:
-    """Start `python -m local_services` in a terminal of its own."""
+    """Start `python -m local_services` in a new terminal."""
     command = [sys.executable, "-c", IN_TERMINAL, sys.executable, "-m", "local_services", *arguments]
     return start(*command, cwd=cwd, env=env)
 
@@ -155,7 +155,7 @@ def project(tmp_path: Path, start: Start) -> Project:
     return Project(tmp_path / "project", start)
 
 
-# The catalog, and the names of samples ---------------------------------------------------------------------------
+# The list, and the names of samples ------------------------------------------------------------------------------
 
 
 def test_the_catalog_needs_no_installation(project: Project, start: Start) -> None:
@@ -252,7 +252,7 @@ def test_a_worker_that_does_not_start(project: Project) -> None:
 
 
 def test_a_worker_that_dies_while_the_client_runs(project: Project, tmp_path: Path) -> None:
-    # The client goes on: with another worker it would get its answer.
+    # The client continues: another worker could answer it.
     worker = "import os; print('Worker ready'); os.read(os.open(os.environ['PIPE'], os.O_RDONLY), 1); os._exit(9)"
     client = "import os; os.write(os.open(os.environ['PIPE'], os.O_WRONLY), b'.'); print(input())"
     project.add_sample("01_first", worker, client)
@@ -281,14 +281,14 @@ def test_a_service_that_does_not_start(project: Project) -> None:
 
 @pytest.fixture
 def listening() -> Iterator[int]:
-    """A port on which somebody listens."""
+    """A port on which this process listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
 
 @pytest.fixture
 def silent() -> int:
-    """A port on which nobody listens."""
+    """A port on which no process listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
 
@@ -301,7 +301,7 @@ def silent() -> int:
         (SCHEDULER, {"ENDPOINT": "http://localhost:LISTENING"}, "as it is"),
         (SCHEDULER, {"ENDPOINT": "http://localhost:SILENT"}, "that port"),
         (SCHEDULER, {"ENDPOINT": "http://127.0.0.1:SILENT/"}, "that port"),
-        (MODEL, {"OPENAI_BASE_URL": "http://127.0.0.1:SILENT/v1"}, "any port"),  # without a key it counts for nothing
+        (MODEL, {"OPENAI_BASE_URL": "http://127.0.0.1:SILENT/v1"}, "any port"),  # without a key it does not count
         (MODEL, {"OPENAI_BASE_URL": "http://127.0.0.1:SILENT/v1", "OPENAI_API_KEY": "k"}, "that port"),
         (MODEL, {"OPENAI_BASE_URL": "http://127.0.0.1:LISTENING/v1", "OPENAI_API_KEY": "k"}, "as it is"),
         (
@@ -487,7 +487,7 @@ def test_reset_asks_first(project: Project, start: Start, answer: str, code: int
 
 @pytest.fixture
 def samples(start: Start, tmp_path: Path) -> Callable[..., Process]:
-    """Starts a sample by run.py, with the state that an earlier start in this test has left."""
+    """Starts a sample with run.py, with the state of an earlier start in this test."""
     folders = {"STATE_DIRECTORY": str(tmp_path / "state"), "CONTENT_DIRECTORY": str(tmp_path)}
     return lambda *arguments, **settings: start(
         sys.executable, "-m", "local_services", *arguments, env=clean_environment(**folders, **settings)
@@ -558,7 +558,7 @@ def test_all_runs_every_sample_and_sums_up(project: Project) -> None:
     project.add_sample("02_second", client="exit(3)")
     (project.root / "03_third").mkdir()
     project.add_sample("04_fourth")
-    command = project.start("all")  # its standard input stays open: a client that reads it is to find an end
+    command = project.start("all")  # its standard input stays open, but a client must see the end of its input
     assert command.wait() == 1
     assert re.search(
         r"\n01_first +ok +\d+\.\d s\n02_second +failed, exit code 3 +\d+\.\d s\n04_fourth +ok ", command.output
@@ -567,7 +567,7 @@ def test_all_runs_every_sample_and_sums_up(project: Project) -> None:
     assert project.left_behind() == []
 
 
-# The services alone ----------------------------------------------------------------------------------------------
+# Only the services -----------------------------------------------------------------------------------------------
 
 ANY_PORTS = ["--scheduler-port", "0", "--model-port", "0", "--redis-port", "0", "--dashboard-port", "0"]
 
@@ -645,7 +645,7 @@ def test_up_ends_when_a_service_breaks_down(project: Project) -> None:
     assert project.left_behind() == []
 
 
-# However it ends -------------------------------------------------------------------------------------------------
+# Interruptions ---------------------------------------------------------------------------------------------------
 
 NEVER_READY = "import sys, time; print('not yet', file=sys.stderr, flush=True); time.sleep(600)"
 DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print('Worker ready', flush=True); time.sleep(600)"
@@ -667,7 +667,7 @@ STAGES: dict[str, tuple[Callable[[Project], None], str]] = {
 def test_a_signal_leaves_nothing_behind(project: Project, stage: str, number: signal.Signals) -> None:
     prepare, moment = STAGES[stage]
     prepare(project)
-    elsewhere = socket.create_server(("127.0.0.1", 0)) if "deaf" in stage else None  # what it has in hand may matter
+    elsewhere = socket.create_server(("127.0.0.1", 0)) if "deaf" in stage else None  # its unfinished work may matter
     command = project.start("01", ENDPOINT=f"http://127.0.0.1:{elsewhere.getsockname()[1]}" if elsewhere else "")
     if command.popen.stdin and elsewhere:
         command.popen.stdin.close()  # the client reads to the end
@@ -703,8 +703,8 @@ def test_a_second_signal_hurries_all_that_is_left(project: Project) -> None:
     project.add_sample("01_first", DEAF, DEAF.replace("Worker ready", "client waits"))
     command = project.start("01")
     command.wait_for("client waits")
-    command.signal(signal.SIGINT)  # the client is given time for its last word
-    command.signal(signal.SIGTERM)  # and now neither it nor the worker is
+    command.signal(signal.SIGINT)  # the client gets time for its last message
+    command.signal(signal.SIGTERM)  # and now neither the client nor the worker gets time
     assert command.wait(5) == 128 + signal.SIGTERM
     assert project.left_behind() == []
 
@@ -720,8 +720,8 @@ def test_a_killed_supervisor_leaves_nothing_behind(project: Project) -> None:
 
 # The installation ------------------------------------------------------------------------------------------------
 
-# Stands in for uv: makes the environment, writes down what it is to install, and does as INSTALLATION says. The one
-# that waits does so until its log has been read and removed.
+# Replaces uv: creates the environment, logs its arguments, and does what INSTALLATION says. With "waits" it waits until
+# the log has been read and removed.
 UV = f"""#!{sys.executable}
 import os, pathlib, subprocess, sys, time
 
@@ -742,7 +742,7 @@ INSTALLS = f"pip install --python {Path(sys.executable).name} -c constraints.txt
 
 
 class Installation:
-    """run.py in a project of its own, with a stand-in for uv."""
+    """run.py in a separate project, with a replacement for uv."""
 
     def __init__(self, root: Path, start: Start) -> None:
         self.root = root
@@ -774,7 +774,7 @@ class Installation:
         return process
 
     def installed(self) -> list[str]:
-        """The installer's commands since this was asked last."""
+        """The installer's commands since the last call."""
         commands = self.log.read_text().splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
         return commands
@@ -859,7 +859,7 @@ def test_only_one_installs_at_a_time(installation: Installation, killed: bool) -
     second = installation.start("01")
     eventually(lambda: "Another run.py is installing; waiting for it ...\n" in second.errors, "the second to wait")
     if killed:
-        first.kill()  # and not its installer
+        first.kill()  # but not its installer
     with (installation.root / "run.py").open() as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert installation.installed() == [MAKES_VENV, INSTALLS]
@@ -887,7 +887,7 @@ def test_an_old_python_is_told_so_in_one_line(start: Start) -> None:
 
 
 def test_a_fresh_copy_runs_a_sample(tmp_path: Path, start: Start) -> None:
-    # The real installation with pip, from the package index, and the real services. Nothing but Python is given.
+    # The real installation with pip, from the package index, and the real services. It only needs Python.
     root = tmp_path / "fresh"
     ignored = shutil.ignore_patterns(".*", "__pycache__")
     shutil.copytree(ROOT, root, ignore=ignored)

@@ -1,4 +1,4 @@
-"""The local scheduler: what it does beyond the SDK's backend for tests, over gRPC, with the SDK's clients."""
+"""The local scheduler over gRPC, with the SDK's clients: what the SDK's test backend does not do."""
 
 import logging
 import re
@@ -41,7 +41,7 @@ def connect(address: str, hub: str) -> DurableTaskSchedulerClient:
 
 
 def scheduler_options(address: str, hub: str) -> dict[str, Any]:
-    quiet = logging.getLogger("durabletask")  # without a logger, the SDK attaches a handler of its own
+    quiet = logging.getLogger("durabletask")  # without a logger, the SDK adds a handler
     quiet.setLevel(logging.CRITICAL)
     return {
         "host_address": address,
@@ -54,7 +54,7 @@ def scheduler_options(address: str, hub: str) -> dict[str, Any]:
 
 @contextmanager
 def worker(address: str, hub: str, *registered: Any) -> Iterator[None]:
-    """A worker in this process that knows these orchestrators (context, input), activities and entities."""
+    """A worker in this process with these orchestrators (context, input), activities and entities."""
     worker = DurableTaskSchedulerWorker(
         **scheduler_options(address, hub),
         concurrency_options=ConcurrencyOptions(maximum_thread_pool_workers=32),
@@ -150,7 +150,7 @@ def entity_state(client: TaskHubGrpcClient, entity: EntityInstanceId) -> str | N
 
 
 def test_a_late_completion_does_not_count(scheduler: str, hub: str, client: DurableTaskSchedulerClient) -> None:
-    """A worker whose stream broke goes on working; what it delivers later meets the second worker's result."""
+    """A worker whose stream ended continues to work; its result comes after the second worker's."""
     gates = [threading.Event(), threading.Event()]
     calls: list[int] = []
     effects: list[str] = []
@@ -268,7 +268,7 @@ def test_a_timer_does_not_fire_for_an_instance_restarted_under_the_same_id(
         instance = client.schedule_new_orchestration("race")
         client.raise_orchestration_event(instance, "go")
         assert finished(client, instance).serialized_output == '"in time"'
-        time.sleep(1)  # half of the first timer's span
+        time.sleep(1)  # half of the first timer's time
         began = time.monotonic()
         client.restart_orchestration(instance)
         assert finished(client, instance).serialized_output == '"late"'
@@ -459,7 +459,7 @@ def test_it_takes_no_time_when_idle(start: Start, hub: str) -> None:
     with connect(address, hub) as client, worker(address, hub, echo):
         finished(client, client.schedule_new_orchestration("echo", input="warm"))
         before = cpu_seconds(process)
-        time.sleep(3)  # the span that is measured
+        time.sleep(3)  # the measured time
         assert cpu_seconds(process) - before < 0.06
 
 

@@ -1,14 +1,14 @@
 """The scheduler is killed at random moments while a sample runs: nothing is lost, and nothing happens twice.
 
-Scheduler, worker and client are real processes. A run with kills has to leave what a run without leaves: the same on
-the client's screen, the same conversations and orchestrations in the scheduler, the same files.
+Scheduler, worker and client are real processes. A run with kills must have the same results as one without: the same
+output of the client, the same conversations and orchestrations in the scheduler, the same files.
 
 KILLS=100 makes 100 runs or a few more, the same number for each sample. To see a line for each:
 
     KILLS=100 python -m pytest tests/test_scheduler_kills.py -n 0 -s
 
-KILLS_SEED repeats the choices of an earlier run. The moments are seconds of a real clock: what a kill hits
-may differ.
+KILLS_SEED repeats the choices of an earlier run. The moments are seconds of a real clock, so a kill may hit something
+else.
 """
 
 import math
@@ -44,7 +44,7 @@ from local_services.redis_server import redis_program
 
 @dataclass(frozen=True)
 class Case:
-    """A sample, and what one run of its client without arguments leaves."""
+    """A sample, and the result of one run of its client without arguments."""
 
     number: str
     turns: dict[str, list[int]]  # by agent: the length of each of its conversations
@@ -62,9 +62,9 @@ CASES = [
 ]
 RUNS = math.ceil(int(os.environ.get("KILLS") or 1) / len(CASES))  # of each sample
 MODEL_SECONDS = 0.1
-WRITE_SECONDS = 0.15  # at most, from a random moment to the next write: longer than the model takes
+WRITE_SECONDS = 0.15  # the longest wait for the next write: longer than the model takes
 
-# client.py, from the moment at which it has reached the scheduler: before that, it does not wait for one.
+# client.py, after it has connected to the scheduler: before that, it does not wait for one.
 CLIENT = """
 import client, support
 support.scheduler_client().close()
@@ -72,19 +72,19 @@ input("Ready\\n")
 support.run(client.main)
 """
 
-# What differs from run to run, and in what words to compare it.
+# What differs from run to run, and what to compare instead.
 VARYING = [
     (r"\b(report|prize)-[0-9a-f]{6}\b|\b[0-9a-f]{32}\b", "ID"),
     (r"(\d{4}-\d\d-\d\d|\w{3}, \d+ \w{3} \d{4}) \d\d:\d\d:\d\d|\(\d+ \w+ left\)", "TIME"),
 ]
 
-# Events of which a history has the same number in every run. (Turns, and a notice that nobody waits for, differ.)
+# Events with the same number in every run's history. (The numbers of turns and of unneeded notices differ.)
 COUNTED = ["EntityOperationCalledEvent", "EntityOperationCompletedEvent", "EventRaisedEvent", "TaskScheduledEvent"]
 
 
 @dataclass(frozen=True)
 class Left:
-    """What a run has left, in words that do not differ from run to run."""
+    """The result of a run, without what differs from run to run."""
 
     output: str
     conversations: list[tuple[str, list[str]]]
@@ -94,7 +94,7 @@ class Left:
 
 @dataclass(frozen=True)
 class Run:
-    """How it went: how long it took, how often the model was asked, how many kills came before the client's end."""
+    """How long a run took, how often it called the model, how many kills came before the client's end."""
 
     seconds: float
     requests: int
@@ -106,10 +106,10 @@ class Run:
 class Kill:
     """All in seconds."""
 
-    after: float  # since the run began, or the scheduler was ready again
+    after: float  # since the run began, or since the scheduler was ready again
     away: float  # until it is started again
-    starting: float  # until it is killed a second time, while it starts; 0: it is not
-    at_write: bool  # it is not killed before it writes something: most likely the caller has no answer yet
+    starting: float  # until it is killed again while it starts; 0: it is not
+    at_write: bool  # it is killed when it writes something: then the caller probably has no answer yet
 
     @property
     def count(self) -> int:
@@ -121,7 +121,7 @@ class Kill:
 
 
 def plan(choices: random.Random, usual: float) -> list[Kill]:
-    """One to three kills of a run that usually takes this long."""
+    """One to three kills in a run that usually takes this long."""
     moments = sorted(choices.uniform(0, 1.1 * usual) for _ in range(choices.randint(1, 3)))
     return [
         Kill(
@@ -135,7 +135,7 @@ def plan(choices: random.Random, usual: float) -> list[Kill]:
 
 
 class KilledScheduler(StoredScheduler):
-    """Keeps all its lives, to look at what they have said."""
+    """Keeps all its processes, to check what they have printed."""
 
     def __init__(self, start: Start, file: Path) -> None:
         self.lives: list[Process] = []
@@ -150,7 +150,7 @@ class KilledScheduler(StoredScheduler):
         self._log = Path(f"{file}-wal")
 
     def wait_for_write(self) -> None:
-        """Wait until it stores something; not long, since it may have nothing to store any more."""
+        """Wait until it stores something, but not long: there may be nothing to store any more."""
         before, until = self._log.stat(), time.monotonic() + WRITE_SECONDS
         while time.monotonic() < until:
             now = self._log.stat()
@@ -158,7 +158,7 @@ class KilledScheduler(StoredScheduler):
                 return
 
     def suffer(self, kill: Kill) -> None:
-        """Be killed, and started again."""
+        """Kill it, and start it again."""
         self.kill()
         time.sleep(kill.away)
         if kill.starting:
@@ -169,7 +169,7 @@ class KilledScheduler(StoredScheduler):
 
 
 class Runs:
-    """One worker of a sample, and its clients, one after another; first an undisturbed one, to compare with."""
+    """One worker of a sample, and its clients one after another; the first runs without kills, for comparison."""
 
     def __init__(
         self, case: Case, sample: Sample, scheduler: KilledScheduler, model: ScriptedModel, folder: Path
@@ -180,16 +180,16 @@ class Runs:
         self._conversations: dict[str, list[str]] = {}  # of the runs so far
         self._orchestrations: dict[str, dict[str, int]] = {}
         self._kills = 0
-        self._clients = [self._start_client() for _ in range(2)]  # while the worker starts: saves a second
+        self._clients = [self._start_client() for _ in range(2)]  # while the worker starts, which saves a second
         self.worker = sample.start_worker()
         self.usual = self._run([])
         assert turns(self.usual.left) == case.turns
         assert tuple(sorted(self.usual.left.files)) == case.files
 
     def run(self, kills: list[Kill]) -> list[float]:
-        """Run the client while the scheduler suffers these kills; one that finds the client at its end is the last.
+        """Run the client while the scheduler is killed; ends when the client has ended.
 
-        Gives the seconds that were lost for each kill, if any came before the end.
+        Returns the seconds lost per kill, if there was one before the end.
         """
         print(f"killed after {', '.join(map(str, kills))}", end="; ", flush=True)
         run = self._run(kills)
@@ -204,7 +204,7 @@ class Runs:
         return [lost]
 
     def end(self) -> None:
-        """All is as the runs have left it, and nothing has come since. Nobody has anything to complain of."""
+        """Check that nothing has changed since the runs, and that nobody has printed an error."""
         assert self._stored() == (self._conversations, self._orchestrations)
         assert not self._files()
         self.worker.kill()
@@ -250,7 +250,7 @@ class Runs:
             return None
 
     def _check_stderr(self, process: Process) -> None:
-        """It says no more than that the scheduler is away, and is back."""
+        """Check that it only says that the scheduler is unreachable, and is back."""
         eventually(lambda: len(lines_about_the_scheduler(process)) % 2 == 0, "it says that the scheduler is back", 10)
         lines = lines_about_the_scheduler(process)
         assert len(lines) == complaints(process).count("\n"), process.errors
@@ -259,7 +259,7 @@ class Runs:
 
     def _left_by(self, client: Process) -> Left:
         conversations, orchestrations = self._stored()
-        assert self._conversations.items() <= conversations.items(), "what earlier runs have left has not changed"
+        assert self._conversations.items() <= conversations.items(), "the results of earlier runs have not changed"
         assert self._orchestrations.items() <= orchestrations.items()
         new = sorted(
             (name.partition("@")[0], texts) for name, texts in conversations.items() if name not in self._conversations
@@ -267,12 +267,12 @@ class Runs:
         ended = [events for name, events in orchestrations.items() if name not in self._orchestrations]
         self._conversations, self._orchestrations = conversations, orchestrations
         files = self._files()
-        shutil.rmtree(self._folder, ignore_errors=True)  # a file that comes later is one too many in the next run
+        shutil.rmtree(self._folder, ignore_errors=True)  # a file that comes later is found by the next run
         output = shown(client) if self._sample.folder.name.startswith("03") else client.output
         return Left(in_comparable_words(output), new, sorted(ended, key=str), files)
 
     def _stored(self) -> tuple[dict[str, list[str]], dict[str, dict[str, int]]]:
-        """All conversations: their questions and answers; and all orchestrations: how many events of which kind."""
+        """All conversations with their questions and answers, and all orchestrations with their events by kind."""
         with scheduler_client(self._sample) as client:
             conversations = {
                 f"{entity.id.entity.removeprefix('dafx-')}@{entity.id.key}": texts_of(str(entity.get_state()))
@@ -289,7 +289,7 @@ class Runs:
         return conversations, orchestrations
 
     def _files(self) -> dict[str, str]:
-        """What the activities have written, with unfinished files if there are any."""
+        """The files that the activities have written, including unfinished ones."""
         files = [path for path in self._folder.rglob("*") if path.is_file()]
         return {
             in_comparable_words(path.relative_to(self._folder).as_posix()): in_comparable_words(path.read_text("utf-8"))
@@ -350,7 +350,7 @@ def test_a_run_with_kills_leaves_what_one_without_leaves(
 
 
 def test_a_workers_call_whose_answer_was_lost_may_be_repeated(scheduler: str, hub: str) -> None:
-    """The scheduler dies after it has stored a result, and before the worker knows: the result counts once."""
+    """The scheduler dies after it has stored a result, and before the worker sees that: the result counts once."""
     with RawScheduler(scheduler, hub) as raw:
         stream = raw.work()
 

@@ -1,4 +1,4 @@
-"""The scheduler's protocol: what each call does, and what of it reaches workers and clients."""
+"""The scheduler's protocol: what each call does, and what workers and clients receive."""
 
 import json
 import time
@@ -99,7 +99,7 @@ def test_a_method_of_another_time_is_refused_by_name(scheduler: str) -> None:
 def test_a_request_that_is_none_is_refused(scheduler: str) -> None:
     with grpc.insecure_channel(scheduler.removeprefix("http://")) as channel:
         call = channel.unary_unary("/TaskHubSidecarService/StartInstance")
-        with pytest.raises(grpc.RpcError, match="no CreateInstanceRequest") as refused:
+        with pytest.raises(grpc.RpcError, match="not a CreateInstanceRequest") as refused:
             call(b"\xff\xff\xff", metadata=(("taskhub", "hub"),), timeout=10)
         assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -523,7 +523,7 @@ def test_purge_forgets_what_has_finished_and_nothing_else(task_hub: TaskHub) -> 
     assert task_hub.status("other") == "PENDING"
     assert task_hub.call("PurgeInstances", without).deletedInstanceCount == 0
     worker = task_hub.connect()
-    assert [item.orchestratorRequest.instanceId for item in worker.items] == ["other"], "its activity is gone too"
+    assert [item.orchestratorRequest.instanceId for item in worker.items] == ["other"], "its activity was removed too"
     assert task_hub.store.history("hub", "parent") is None
 
 
@@ -650,7 +650,7 @@ def test_a_token_that_is_none_is_refused(token: str, raw: RawScheduler) -> None:
         ("QueryEntities", pb.QueryEntitiesRequest(query=pb.EntityQuery(continuationToken=value))),
     ):
         if method == "QueryEntities" and token == "[1]":  # noqa: S105
-            continue  # could be one
+            continue  # may be a valid one
         with pytest.raises(grpc.RpcError, match="token") as refused:
             raw.call(method, request)
         assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""The scheduler's state: what was acknowledged survives SIGKILL, and a file that cannot be used is said in one line."""
+"""The scheduler's state: what was acknowledged survives SIGKILL, and one line explains a file that cannot be used."""
 
 import os
 import resource
@@ -77,7 +77,7 @@ class Log(DurableEntity):
 
 @dataclass
 class Survived:
-    """What was before the scheduler was killed, and the scheduler that has been started on the same file since."""
+    """What there was before the scheduler was killed, and the scheduler that was then started on the same file."""
 
     address: str
     client: TaskHubGrpcClient
@@ -113,7 +113,7 @@ def survived(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         set_up(survived, registered)
         before = time.monotonic()
         scheduler.kill()
-        while time.monotonic() < before + 1.5:  # what is due in a second is overdue when it starts again
+        while time.monotonic() < before + 1.5:  # what is due in a second is overdue after the restart
             time.sleep(0.05)
         scheduler.start()
         with worker(scheduler.address, HUB, *registered, call_slow, slow_activity):
@@ -158,7 +158,7 @@ def set_up(survived: Survived, registered: tuple[Any, ...]) -> None:
         client.terminate_orchestration(ids["terminated"], output="enough")
         schedule("overdue", "sleep", input=1)
         running("overdue")
-    # From here on nobody works, except for what is held in hand.
+    # From here on no worker does anything, except for unfinished work.
     stream = raw.work(workItemFilters=pb.WorkItemFilters(orchestrations=[pb.OrchestrationFilter(name="call_slow")]))
     schedule("step", "call_slow")
     survived.held["step"] = stream.take()
@@ -512,7 +512,7 @@ def test_what_may_not_be_written_is_said(what: str, mode: int, start: Start, sta
 
 
 def obedient() -> list[str]:
-    """What makes a command of root's obey the permissions of files, as everybody else's does."""
+    """A prefix for a command that makes root obey the permissions of files, like other users."""
     if os.geteuid() != 0:
         return []
     if not shutil.which("setpriv"):
@@ -554,7 +554,7 @@ def test_a_damaged_file_is_said_and_left_as_it_is(how: str, start: Start, state:
 
 
 def refused(call: Callable[[int], Any]) -> Any:
-    """The error with which one of many calls is refused."""
+    """The error of a refused call, after a number of attempts."""
     with pytest.raises(grpc.RpcError) as problem:  # noqa: PT012
         for number in range(1000):
             call(number)
@@ -586,7 +586,7 @@ def test_without_room_nothing_is_acknowledged_and_it_recovers(start: Start, stat
         assert (problem.code(), "Make room" in problem.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
         with pytest.raises(grpc.RpcError, match="Make room"):
             client.raise_orchestration_event(waiting, "second", data="lost")
-        assert raw.status(waiting) == "RUNNING", "questions are answered"
+        assert raw.status(waiting) == "RUNNING", "calls that only read are answered"
         assert not raw.call("GetInstance", pb.GetInstanceRequest(instanceId=f"n-{len(acknowledged)}")).exists
 
         make_room(process)
@@ -623,13 +623,13 @@ def test_a_worker_that_leaves_while_there_is_no_room_gets_nothing_more(start: St
 
 
 def fill(process: Process, state: Path, room: int = 400_000) -> None:
-    """Have a scheduler find no room on its disk, when it has written so many bytes more."""
+    """Make a scheduler's disk full after this number of bytes."""
     written = max(path.stat().st_size for path in state.parent.iterdir())
     resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE, (written + room, resource.RLIM_INFINITY))
 
 
 def make_room(process: Process) -> None:
-    """Let it write again, and wait until it says that it does."""
+    """Let it write again, and wait until it says so."""
     resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     eventually(lambda: "can be stored again" in process.errors, "it recovers by itself")
 
@@ -645,7 +645,7 @@ def test_no_room_at_the_start_is_said(start: Start, state: Path) -> None:
     assert state.read_bytes() == before
 
 
-# Room given back, permissions, handing over -----------------------------------------------------------------------
+# Smaller files, permissions, taking over ---------------------------------------------------------------------------
 
 
 def test_purge_gives_its_space_back(start: Start, state: Path) -> None:
@@ -662,7 +662,7 @@ def test_purge_gives_its_space_back(start: Start, state: Path) -> None:
 
 
 def state_size(state: Path) -> int:
-    """Bytes of the state file and of those beside it."""
+    """Bytes of the state file and of SQLite's other files."""
     return sum(path.stat().st_size for path in state.parent.iterdir())
 
 

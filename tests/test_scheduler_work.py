@@ -1,4 +1,4 @@
-"""Work that fails to come back: abandoned, lost with its worker, answered wrongly, or waited for by nobody."""
+"""Work without a result: abandoned, lost with its worker, answered wrongly, or not needed any more."""
 
 import contextlib
 import json
@@ -83,7 +83,7 @@ Waits = Callable[..., str]
 
 
 def ends_well(hub: TaskHub, worker: PlayedWorker) -> None:
-    """The worker does all that is sent to it, until there is no more."""
+    """The worker does all work that it receives, until there is no more."""
     while worker.items:
         item = worker.take()
         if item.HasField("entityRequest"):
@@ -145,7 +145,7 @@ def test_what_is_abandoned_again_and_again_fails_with_the_reason(waits: Waits, h
         hub.abandon(worker.take())
         abandoned += 1
         if any(new_events(item) in (["taskFailed"], ["entityOperationFailed"]) for item in worker.items):
-            break  # the caller sees the failure of what it called
+            break  # the caller sees the failure
         hub.sleep(30)
     assert 600 <= (hub.now - began) / SECOND <= 630
     if waits is orchestration_waits:
@@ -162,7 +162,7 @@ def test_what_is_abandoned_again_and_again_fails_with_the_reason(waits: Waits, h
 
 
 def test_many_abandons_in_a_short_time_are_no_failure(hub: TaskHub) -> None:
-    """Workers that are restarted again and again are offered the work again and again."""
+    """Workers that restart many times receive the work many times."""
     instance = orchestration_waits(hub)
     while hub.now - BEGINNING < 590 * SECOND:
         worker = hub.connect()
@@ -226,7 +226,7 @@ def test_a_step_that_fails_to_come_back_waits_while_its_orchestration_is_suspend
 
 
 def test_what_cannot_be_delivered_has_its_caller_told_at_once(hub: TaskHub) -> None:
-    """The child is looked at after all that waits under its parent's name, and makes more work under that name."""
+    """The child's turn comes after all work with its parent's name, and adds more work with that name."""
     for instance in ("parent", "another", "a third"):
         hub.start("parent", instance)
     first = hub.connect(only(orchestrations=["parent"]), maxConcurrentOrchestrationWorkItems=1)
@@ -245,7 +245,7 @@ def test_what_cannot_be_delivered_has_its_caller_told_at_once(hub: TaskHub) -> N
 
 
 def test_a_version_that_a_worker_rejects_is_no_failure_of_the_work(hub: TaskHub) -> None:
-    """A worker says no more than that it abandons; nobody has finished a step of this version yet."""
+    """The worker only says that it abandons; no worker has finished a step of this version yet."""
     instance = orchestration_waits(hub, version="2.0")
     old = hub.connect()
     for _ in range(60):
@@ -365,7 +365,7 @@ def test_a_completion_for_other_work_than_its_token_counts_for_neither_and_hangs
     hub.start("o", "two")
     worker = hub.connect()
     mine = next(item for item in worker.items if item.orchestratorRequest.instanceId != "two")
-    with pytest.raises(Refused, match="for other work"):
+    with pytest.raises(Refused, match="belongs to other work"):
         hub.call(*wrong(mine))
     worker.items.remove(mine)
     hub.sleep(1)
@@ -496,7 +496,7 @@ def test_fifteen_kills_during_one_turn_are_no_failure(start: Start, scheduler: s
 
 
 def test_what_no_worker_can_send_fails_with_the_reason_and_is_not_tried_all_the_time(start: Start) -> None:
-    """The failure of this orchestration holds half a character, which no gRPC message can carry."""
+    """The failure of this orchestration contains half a surrogate pair, which a gRPC message cannot contain."""
     ten_minutes_are_three_seconds = "work.ABANDONED_FOR, work.LONGEST_PAUSE = 3_000_000, 400_000"
     begun: list[str] = []
 
@@ -600,7 +600,7 @@ def test_two_thousand_orchestrations_and_a_thousand_waiting_clients_at_the_same_
         clients = [stack.enter_context(RawScheduler(scheduler, "crowd")) for _ in range(50)]  # 50 connections
         for client in clients:
             client.call("Hello", Empty())
-        process.signal(signal.SIGSTOP)  # so that all calls are there when it looks
+        process.signal(signal.SIGSTOP)  # so that all calls are waiting when it continues
         starts = [
             clients[number % 50].call_later(
                 "StartInstance",
@@ -626,7 +626,7 @@ def test_two_thousand_orchestrations_and_a_thousand_waiting_clients_at_the_same_
 
 
 def count(raw: RawScheduler, request: pb.QueryInstancesRequest) -> int:
-    """How many orchestrations fit, on all pages."""
+    """How many orchestrations match, on all pages."""
     found, request.query.continuationToken.value = 0, ""
     while True:
         response = raw.call("QueryInstances", request)
@@ -652,7 +652,7 @@ def test_callers_that_vanish_leave_nothing_behind() -> None:
         ]
         streams = [raw.work(workItemFilters=pb.WorkItemFilters()) for _ in range(50)]
         eventually(lambda: sum(map(len, scheduler._waits.values())) == 100, "all wait")
-        eventually(lambda: len(scheduler._streams) == 50, "all streams are there")
+        eventually(lambda: len(scheduler._streams) == 50, "all streams have begun")
         for call in calls:
             call.cancel()
         for stream in streams:
@@ -675,7 +675,7 @@ def test_after_an_error_of_its_own_it_continues_from_what_is_stored(
         def fail(*_: Any) -> None:
             raise RuntimeError("on purpose")
 
-        monkeypatch.setattr(scheduler._hubs["hub"], "call", fail)  # until it forgets what it has in memory
+        monkeypatch.setattr(scheduler._hubs["hub"], "call", fail)  # until the hub is loaded again
         with pytest.raises(grpc.RpcError, match="RuntimeError: on purpose"):
             raw.start("o", "two")
         item = stream.take()
@@ -691,7 +691,7 @@ def test_after_an_error_of_its_own_it_continues_from_what_is_stored(
 
 
 def in_this_process() -> tuple[Scheduler, str, Callable[[], None]]:
-    """A scheduler whose insides can be looked at, its address, and what stops it."""
+    """A scheduler in this process, its address, and a function that stops it."""
     started: SimpleQueue[tuple[Scheduler, str]] = SimpleQueue()
     order = StopOrder()
 

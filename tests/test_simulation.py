@@ -1,7 +1,7 @@
-"""Simulated worlds around a task hub find no mistake in it, and find each mistake that is made on purpose.
+"""Simulations find no error in a task hub, and find each error that is made on purpose.
 
-500 seeds, or as many as the environment says: `SEEDS=5000 pytest tests/test_simulation.py`. A seed that fails is
-named; `python tests/simulation.py SEED` shows its steps.
+500 seeds, or the number in the environment: `SEEDS=5000 pytest tests/test_simulation.py`. A failing test prints its
+seed; `python tests/simulation.py SEED` shows the steps.
 """
 
 import os
@@ -21,11 +21,11 @@ from local_services.scheduler.records import RUNNING, Changes, Kind, Message, Or
 from local_services.scheduler.store import StateUnusable, Store
 
 SEEDS = int(os.environ.get("SEEDS", "500"))
-ENOUGH = 100  # seeds within which a mistake made on purpose must be found
+ENOUGH = 100  # within this number of seeds, an error made on purpose must be found
 
 
 def mistake_of(seed: int, **parts: Any) -> str:
-    """What goes wrong with this seed; '' if nothing does."""
+    """The error with this seed; '' if there is none."""
     try:
         Simulation(seed, **parts).run()
     except Exception as error:
@@ -37,7 +37,7 @@ def mistake_of(seed: int, **parts: Any) -> str:
 def test_nothing_goes_wrong() -> None:
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as processes:
         mistakes = [mistake for mistake in processes.map(mistake_of, range(SEEDS), chunksize=10) if mistake]
-    assert not mistakes, "\n".join([*mistakes[:5], f"{len(mistakes)} seeds in all; python tests/simulation.py SEED"])
+    assert not mistakes, "\n".join([*mistakes[:5], f"{len(mistakes)} seeds in total; python tests/simulation.py SEED"])
 
 
 def test_a_seed_is_always_the_same() -> None:
@@ -50,7 +50,7 @@ def test_a_seed_is_always_the_same() -> None:
 
 
 def test_what_a_worker_did_before_a_restart_does_not_undo_what_others_did_after_it() -> None:
-    """Found by thinking, not by 20,000 seeds: the late result of an operation that waited while the state changed."""
+    """20,000 seeds did not find this: the late result of an operation that waited while the state changed."""
     hub = TaskHub()
     worker = hub.connect()
     hub.start("owner", "first")
@@ -96,11 +96,11 @@ def test_a_lock_that_waits_for_a_worker_is_granted_when_that_worker_fails(ending
     assert task_hub.new_events(worker.take()) == ["entityLockGranted"]
 
 
-# Mistakes made on purpose --------------------------------------------------------------------------------------
+# Errors made on purpose ----------------------------------------------------------------------------------------
 
 
 class _SkipsMessages(Store):
-    """Forgets to write each tenth message."""
+    """Does not write each tenth message."""
 
     written = 0
 
@@ -113,7 +113,7 @@ class _SkipsMessages(Store):
 
 
 class _SkipsHistory(Store):
-    """Forgets to write each tenth part of a history."""
+    """Does not write each tenth part of a history."""
 
     written = 0
 
@@ -174,7 +174,7 @@ class _ForgetsLocks(Store):
 
 
 class _ForgetsTimers(Hub):
-    """Forgets what is due in five seconds, or later, when it starts again."""
+    """Loses what is due in five seconds or later when it restarts."""
 
     def load(self, now: int) -> None:
         super().load(now)
@@ -189,14 +189,14 @@ class _FiresEarly(Hub):
 
 
 class _ForgetsAnswers(Hub):
-    """Does a repeated request once more."""
+    """Does a repeated request again."""
 
     def call(self, method: str, request: Any, now: int, request_id: str = "") -> Any:
         return super().call(method, request, now)
 
 
 class _KeepsTheTime(Hub):
-    """Gives an entity the time of the clock, also when that was set back."""
+    """Gives an entity the clock's time, even after the clock was set back."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -210,7 +210,7 @@ class _KeepsTheTime(Hub):
 
 
 class _CountsTwice(Hub):
-    """Takes a completion that comes a second time, or late."""
+    """Accepts a repeated or a late completion."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -227,7 +227,7 @@ class _CountsTwice(Hub):
 
 
 class _TakesAll(Hub):
-    """Does not look for whom a completion is."""
+    """Does not check to which work a completion belongs."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -236,7 +236,7 @@ class _TakesAll(Hub):
 
 
 class _LosesWork(Hub):
-    """Does not give the work of a worker that has died to another."""
+    """Does not redeliver the work of a dead worker."""
 
     def disconnect(self, worker: int, now: int) -> None:
         self.now = now
@@ -244,14 +244,14 @@ class _LosesWork(Hub):
 
 
 class _NeverWakes(Hub):
-    """Does not try again what was abandoned."""
+    """Does not redeliver abandoned work."""
 
     def wake(self, record: Record, when: int) -> None:
         pass
 
 
 class _StepsOnSuspended(Hub):
-    """Hands out the steps of suspended orchestrations."""
+    """Sends steps of suspended orchestrations to workers."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -266,7 +266,7 @@ class _StepsOnSuspended(Hub):
 
 
 class _LeavesLocks(Hub):
-    """Does not open the locks of an orchestration that ends."""
+    """Does not release the locks of an orchestration that ends."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -274,7 +274,7 @@ class _LeavesLocks(Hub):
 
 
 class _LetsAnybodyIn(Hub):
-    """Does operations on a locked entity, whoever calls."""
+    """Does operations of all callers on a locked entity."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

@@ -1,4 +1,4 @@
-"""Connections to a scheduler with faults to order: of TCP, and of single gRPC calls."""
+"""Connections to a scheduler in which a test can cause faults: of TCP, and of single gRPC calls."""
 
 import contextlib
 import socket
@@ -12,7 +12,7 @@ import grpc
 
 
 class Wire:
-    """A TCP connection to the scheduler that can be cut and mended, or go silent."""
+    """TCP connections to the scheduler that can be cut and restored, or silenced."""
 
     def __init__(self, address: str) -> None:
         host, port = address.removeprefix("http://").split(":")
@@ -25,7 +25,7 @@ class Wire:
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def cut(self) -> None:
-        """End all connections, and take no more."""
+        """End all connections, and accept no more."""
         for end in (self._listener, *self._ends):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -34,12 +34,12 @@ class Wire:
     close = cut
 
     def mend(self) -> None:
-        """Take connections again."""
+        """Accept connections again."""
         self._listener = socket.create_server(("127.0.0.1", self._port))
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def silence(self) -> None:
-        """From now on, swallow what the present connections send. New ones work."""
+        """From now on, drop what the current connections send. New ones work."""
         self._silent.update(self._ends)
 
     def _accept(self, listener: socket.socket) -> None:
@@ -68,7 +68,7 @@ class Seen:
 
 
 class CallProxy(grpc.GenericRpcHandler):
-    """A gRPC server that passes unary calls on to a scheduler, or without one answers with an empty message.
+    """A gRPC server that forwards unary calls to a scheduler; without one it answers with an empty message.
 
     Attributes:
         seen: every call that came in, in order.
@@ -84,11 +84,11 @@ class CallProxy(grpc.GenericRpcHandler):
         self._server.start()
 
     def fail(self, method: str, code: grpc.StatusCode, times: int = 1) -> None:
-        """After the scheduler has done the next calls of this method, end them with this code."""
+        """Let the scheduler do the next calls of this method, and then end them with this code."""
         self._faults += [(method, lambda context: context.abort(code, "ordered by the test"))] * times
 
     def hold(self, method: str, gate: threading.Event) -> None:
-        """After the scheduler has done the next call of this method, keep its reply until the gate is open."""
+        """Let the scheduler do the next call of this method, and hold its reply until the gate is open."""
         self._faults.append((method, lambda context: gate.wait(60)))
 
     def calls(self, method: str) -> list[Seen]:
@@ -102,7 +102,7 @@ class CallProxy(grpc.GenericRpcHandler):
             self._channel.close()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-        """How gRPC asks for the handler of a method: the same for all."""
+        """The handler for all methods; gRPC calls this."""
         path: Any = handler_call_details.method
 
         def serve(request: bytes, context: grpc.ServicerContext) -> bytes:
