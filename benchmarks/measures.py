@@ -112,9 +112,10 @@ FIRST, SECOND_QUESTION = "Tell me a joke about a pirate.", "Now explain that jok
 
 def turn(runs: int, **_: Any) -> Results:
     """The second turn of a conversation with Joker."""
-    from support import agent_client
+    from hosting.agent_client import AgentClient
+    from hosting.scheduler import scheduler_client
 
-    joker = agent_client(["Joker"]).get_agent("Joker")
+    joker = AgentClient(scheduler_client()).get_agent("Joker")
     direct = Direct()
     begun = [joker.create_session() for _ in range(runs + 1)]
     with ThreadPoolExecutor(10) as pool:
@@ -139,13 +140,14 @@ def direct_chain(direct: Direct) -> None:
 
 def chain(runs: int, **_: Any) -> Results:
     """Sample 04, from the start of the orchestration to its result."""
-    from steps import result_of, start_or_resume
-    from support import scheduler_client
+    from hosting.instance import start_or_resume
+    from hosting.scheduler import scheduler_client
+    from hosting.waiting import result_of
 
     direct = Direct()
     with scheduler_client() as client:
         times = side_by_side(
-            lambda: result_of(client, start_or_resume(client, CHAIN, input="learning"), PATIENCE_SECONDS),
+            lambda: result_of(client, start_or_resume(client, CHAIN, None, "learning"), PATIENCE_SECONDS),
             lambda: direct_chain(direct),
             runs,
         )
@@ -154,13 +156,14 @@ def chain(runs: int, **_: Any) -> Results:
 
 def two(runs: int, **_: Any) -> Results:
     """Sample 05, from the start of the orchestration to both answers."""
-    from steps import result_of, start_or_resume
-    from support import scheduler_client
+    from hosting.instance import start_or_resume
+    from hosting.scheduler import scheduler_client
+    from hosting.waiting import result_of
 
     direct, question, name = Direct(), "What is temperature?", "multi_agent_concurrent_orchestration"
     with scheduler_client() as client, ThreadPoolExecutor(2) as pool:
         times = side_by_side(
-            lambda: result_of(client, start_or_resume(client, name, input=question), PATIENCE_SECONDS),
+            lambda: result_of(client, start_or_resume(client, name, None, question), PATIENCE_SECONDS),
             lambda: list(pool.map(lambda expert: direct.ask(expert, question), ("A physicist.", "A chemist."))),
             runs,
         )
@@ -169,9 +172,9 @@ def two(runs: int, **_: Any) -> Results:
 
 def decision(waiting: int, **_: Any) -> Results:
     """Sample 07: many drafts wait for a decision at the same time; from each approval to its publication."""
+    from hosting.scheduler import scheduler_client
     from models import EVENT, Decision
     from review import ORCHESTRATION, waiting_reviews
-    from support import scheduler_client
 
     times = []
     with scheduler_client() as client:
@@ -235,7 +238,7 @@ def stream(runs: int, **_: Any) -> Results:
 
 def chains(count: int, rounds: int, pids: dict[str, int]) -> Results:
     """Chains of sample 04, all started at the same time, until the last one is done."""
-    from support import scheduler_client
+    from hosting.scheduler import scheduler_client
 
     direct = Direct()
     durable, plain = [], []
@@ -263,9 +266,10 @@ TURNS_EACH = 5  # in a conversation, then the next begins; long conversations ar
 
 def conversations(levels: list[int], seconds: float, pids: dict[str, int]) -> Results:
     """Conversations with Joker at the same time; each turn begins as soon as the previous one is answered."""
-    from support import agent_client
+    from hosting.agent_client import AgentClient
+    from hosting.scheduler import scheduler_client
 
-    joker = agent_client(["Joker"]).get_agent("Joker")
+    joker = AgentClient(scheduler_client()).get_agent("Joker")
     direct = Direct()
 
     def durable_turns() -> Callable[[], Any]:
@@ -322,10 +326,11 @@ def growth(turns: list[int], seconds: float, **_: Any) -> Results:
     Turns that it has not reached after this time are left out.
     """
     from durabletask.entities import EntityInstanceId
-    from support import agent_client, scheduler_client
+    from hosting.agent_client import AgentClient
+    from hosting.scheduler import scheduler_client
 
-    joker = agent_client(["Joker"]).get_agent("Joker")
-    direct, client = Direct(), scheduler_client()
+    client = scheduler_client()
+    joker, direct = AgentClient(client).get_agent("Joker"), Direct()
     first = side_by_side(lambda: joker.run(long_message(1)), lambda: direct.ask(JOKER, long_message(1)), AROUND)
     results = result("turn 1 of a conversation", "ms", *first)
 
@@ -390,7 +395,8 @@ def start(runs: int, sample: str) -> Results:
 
 def memory(count: int, sample: str) -> Results:
     """The memory of the processes, and of the scheduler for stored conversations of one turn."""
-    from support import agent_client
+    from hosting.agent_client import AgentClient
+    from hosting.scheduler import scheduler_client
 
     with Stack() as stack:
         env = stack.settings(Path(sample), stack.model(0).address)
@@ -404,7 +410,7 @@ def memory(count: int, sample: str) -> Results:
         results = []
         for name, info in held.items():
             results += result(f"memory of an idle {name}", "MB", [info().rss / 1e6])
-        joker = agent_client(["Joker"]).get_agent("Joker")
+        joker = AgentClient(scheduler_client()).get_agent("Joker")
         with ThreadPoolExecutor(8) as pool:
 
             def store(how_many: int) -> float:
@@ -418,8 +424,9 @@ def memory(count: int, sample: str) -> Results:
 
 def recovery(rounds: int, sample: str) -> Results:
     """SIGKILL of the worker during the second of a chain's two calls of 2 s, and a new worker half a second later."""
-    from steps import result_of, start_or_resume
-    from support import scheduler_client
+    from hosting.instance import start_or_resume
+    from hosting.scheduler import scheduler_client
+    from hosting.waiting import result_of
 
     seconds, calls = [], []
     with Stack() as stack:
@@ -430,7 +437,7 @@ def recovery(rounds: int, sample: str) -> Results:
             for _ in range(rounds):
                 worker = stack.worker(Path(sample), env)
                 model.calls = 0
-                instance = start_or_resume(client, CHAIN, input="learning")
+                instance = start_or_resume(client, CHAIN, None, "learning")
                 model.wait_for_calls(2)
                 time.sleep(1.0)
                 worker.popen.kill()

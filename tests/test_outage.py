@@ -70,8 +70,13 @@ def point_at(monkeypatch: pytest.MonkeyPatch, hub: str) -> PointAt:
 
 
 @pytest.fixture
-def support(modules: Modules) -> ModuleType:
-    return modules("01", "support")
+def hosting(modules: Modules) -> ModuleType:
+    return modules("04", "hosting.scheduler")
+
+
+@pytest.fixture
+def calls(modules: Modules) -> ModuleType:
+    return modules("04", "hosting.calls")
 
 
 @dataclass(frozen=True)
@@ -169,18 +174,18 @@ class Gate(DurableEntity):
 
 
 def test_a_worker_leaves_a_connection_that_went_silent(
-    support: ModuleType, point_at: PointAt, scheduler: str, caplog: pytest.LogCaptureFixture
+    hosting: ModuleType, point_at: PointAt, scheduler: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also while it has work that came on that connection."""
     caplog.set_level(logging.INFO, logger="durabletask")
     with closing(Wire(scheduler)) as wire:
         point_at(wire.address)
-        worker = support.scheduler_worker()
+        worker = hosting.scheduler_worker()
         worker._resiliency_options.silent_disconnect_timeout_seconds = 1.0  # instead of 45
         worker.add_entity(Gate, "gate")
         point_at(scheduler)
         worker.start()
-        with support.scheduler_client() as client:
+        with hosting.scheduler_client() as client:
             try:
                 client.signal_entity(EntityInstanceId("gate", "1"), "enter")
                 assert Gate.entered.wait(30)
@@ -270,8 +275,8 @@ def proxy(scheduler: str, point_at: PointAt) -> Iterator[CallProxy]:
 
 
 @pytest.fixture
-def client(support: ModuleType, proxy: CallProxy) -> Iterator[DurableTaskSchedulerClient]:
-    with support.scheduler_client() as client:
+def client(hosting: ModuleType, proxy: CallProxy) -> Iterator[DurableTaskSchedulerClient]:
+    with hosting.scheduler_client() as client:
         yield client
 
 
@@ -332,10 +337,10 @@ def test_a_signal_whose_reply_is_lost(
         assert eventually(lambda: (found := total()) >= 11 and found, "both signals have arrived") == 11
 
 
-def test_a_start_that_is_refused_the_second_time_as_by_dts(support: ModuleType, point_at: PointAt) -> None:
+def test_a_start_that_is_refused_the_second_time_as_by_dts(hosting: ModuleType, point_at: PointAt) -> None:
     with closing(CallProxy()) as dts:
         point_at(dts.address)
-        with support.scheduler_client() as client:
+        with hosting.scheduler_client() as client:
             dts.fail("StartInstance", UNAVAILABLE)
             dts.fail("StartInstance", ALREADY_EXISTS)
             assert client.schedule_new_orchestration("any", instance_id="mine") == "mine"
@@ -360,10 +365,10 @@ def test_an_error_that_is_no_outage_is_raised_immediately(client: DurableTaskSch
 
 
 def test_every_call_has_a_deadline_and_is_repeated_after_it(
-    client: DurableTaskSchedulerClient, proxy: CallProxy, support: ModuleType, monkeypatch: pytest.MonkeyPatch
+    client: DurableTaskSchedulerClient, proxy: CallProxy, calls: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert 9 < client_deadline(client, proxy) < 11
-    monkeypatch.setattr(support, "CALL_SECONDS", 0.3)
+    monkeypatch.setattr(calls, "CALL_SECONDS", 0.3)
     gate = threading.Event()
     proxy.hold("GetEntity", gate)
     assert client_deadline(client, proxy) < 1
@@ -386,22 +391,22 @@ def test_a_wait_keeps_its_own_deadline(client: DurableTaskSchedulerClient, proxy
     assert 1.4 < time.monotonic() - began < 2.5
 
 
-def test_the_first_call_does_not_wait(support: ModuleType, point_at: PointAt) -> None:
+def test_the_first_call_does_not_wait(hosting: ModuleType, point_at: PointAt) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound, and not listening: nobody else can take the port
         point_at(f"http://127.0.0.1:{closed.getsockname()[1]}")
         began = time.monotonic()
         with pytest.raises(grpc.RpcError, match="UNAVAILABLE"):
-            support.scheduler_client()
+            hosting.scheduler_client()
         assert time.monotonic() - began < 1
 
 
 def test_an_outage_is_waited_for_as_long_as_the_caller_can(
-    client: DurableTaskSchedulerClient, proxy: CallProxy, support: ModuleType, capfd: pytest.CaptureFixture[str]
+    client: DurableTaskSchedulerClient, proxy: CallProxy, calls: ModuleType, capfd: pytest.CaptureFixture[str]
 ) -> None:
     proxy.close()
     began = time.monotonic()
-    with support.waiting_at_most(2.5), pytest.raises(grpc.RpcError):
+    with calls.waiting_at_most(2.5), pytest.raises(grpc.RpcError):
         client.get_entity(EntityInstanceId("counter", "1"))
     assert 2 < time.monotonic() - began < 4
     assert capfd.readouterr().err.count("The scheduler at ") == 1

@@ -66,10 +66,12 @@ WRITE_SECONDS = 0.15  # the longest wait for the next write: longer than the mod
 
 # client.py, after it has connected to the scheduler: before that, it does not wait for one.
 CLIENT = """
-import client, support
-support.scheduler_client().close()
+import client
+from hosting.program import run
+from hosting.scheduler import scheduler_client
+scheduler_client().close()
 input("Ready\\n")
-support.run(client.main)
+run(client.main)
 """
 
 # What differs from run to run, and what to compare instead.

@@ -21,7 +21,8 @@ from test_06_conditionals import NAME, read, text_of
 STUCK_WORKER = """
 import os, sys, threading
 sys.path.insert(0, os.getcwd())
-import activities, support, worker
+import activities, worker
+from hosting.program import run as run_program
 
 turn, paths = threading.Lock(), []
 
@@ -36,7 +37,7 @@ def stuck(activity):
     return run
 
 worker.send_email, worker.handle_spam_email = stuck(activities.send_email), stuck(activities.handle_spam_email)
-support.run(worker.main)
+run_program(worker.main)
 """
 
 
