@@ -100,7 +100,8 @@ def catalog() -> str:
     width = max(map(len, [*entries, *COMMANDS])) + 2
     return "\n".join(
         [
-            "Samples: python3 run.py NAME [arguments for its client.py]; NAME may be just the number",
+            "Samples: python3 run.py NAME [arguments for its client.py]; NAME may be just the number.",
+            "         python3 run.py 07 review.py list runs another program of a sample.",
             *(f"  {name:{width}}{about}" for name, about in entries.items()),
             "",
             "Commands: python3 run.py COMMAND",
@@ -122,8 +123,8 @@ def run_sample(
     supervisor: Supervisor, sample: Path, arguments: list[str], stdin: int | None = None, alone: bool = True
 ) -> int:
     """Run worker and client, and the services that are missing, until the client ends; returns its exit code."""
-    env = environment(sample)
     users_folder = os.environ.get("RUN_FROM") or os.getcwd()
+    env = environment(sample) | {"RUN_AS": how_it_is_run(sample, users_folder)}
     if not {"-h", "--help"}.isdisjoint(arguments):
         return supervisor.run_client(supervisor.start_client(sample, arguments, users_folder, env, stdin, waits=False))
 
@@ -134,7 +135,6 @@ def run_sample(
         ports = {service: port for service in needed if (port := port_to_start(service, env)) is not None}
         started, state_remark = start_services(supervisor, ports, state())
         env_of_run = settings(sample, env, started)
-        env_of_run["RUN_AS"] = f"{'python' if os.name == 'nt' else 'python3'} run.py {sample.name.partition('_')[0]}"
         beside = {DASHBOARD: start_dashboard(supervisor, DASHBOARD.port, env_of_run)} if alone else {}
         tell_addresses(needed, started | beside, env, state_remark)
         client = supervisor.start_client(sample, arguments, users_folder, env_of_run, stdin)
@@ -147,7 +147,15 @@ def run_sample(
     finally:
         # The worker's unfinished work is kept: it is redelivered to another worker, now or in the next run.
         supervisor.stop(hurry=SCHEDULER in started)
+        if supervisor.signal and SCHEDULER in started:
+            note(f"All is kept, in {state()}.")
     return code
+
+
+def how_it_is_run(sample: Path, users_folder: str) -> str:
+    """The command that runs this sample again from the user's folder, for the client to show."""
+    program = os.path.relpath(ROOT / "run.py", users_folder)
+    return f"{'python' if sys.platform == 'win32' else 'python3'} {program} {sample.name.partition('_')[0]}"
 
 
 def start_services(

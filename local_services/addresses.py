@@ -33,6 +33,10 @@ REDIS = Service("redis", "redis_server", 6379, "REDIS_CONNECTION_STRING")
 SERVICES = (SCHEDULER, MODEL, REDIS)
 DASHBOARD = Service("dashboard", "dashboard", 8082, "")  # no sample needs it
 
+MODELS = {  # the setting that selects a kind of model -> the other settings of that kind
+    "AZURE_OPENAI_ENDPOINT": ("AZURE_OPENAI_CHAT_DEPLOYMENT_NAME", "AZURE_OPENAI_API_KEY"),
+    "OPENAI_API_KEY": ("OPENAI_MODEL", "OPENAI_BASE_URL"),
+}
 OFFLINE_MODEL = {"AZURE_OPENAI_CHAT_DEPLOYMENT_NAME": "offline-model", "AZURE_OPENAI_API_KEY": "local"}
 
 
@@ -43,11 +47,17 @@ def services_for(sample: Path) -> list[Service]:
 
 
 def environment(sample: Path) -> dict[str, str]:
-    """The sample's environment: this process's, which has priority, and `.env` in its folder or above it."""
+    """The sample's environment: this process's, which has priority, and `.env` in its folder or above it.
+
+    As in the samples, a model that this process's environment selects has priority as a whole.
+    """
     from dotenv import dotenv_values
 
-    settings = {**dotenv_values(ROOT / ".env"), **dotenv_values(sample / ".env"), **os.environ}
-    return {name: value for name, value in settings.items() if value is not None}
+    files = {**dotenv_values(ROOT / ".env"), **dotenv_values(sample / ".env")}
+    selected = [kind for kind in MODELS if os.environ.get(kind)]
+    hidden = {name for kind, others in MODELS.items() if kind not in selected for name in (kind, *others)}
+    added = {name: value or "" for name, value in files.items() if not (selected and name in hidden)}
+    return added | os.environ
 
 
 @dataclass(frozen=True)

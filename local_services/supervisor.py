@@ -150,11 +150,14 @@ class Supervisor:
     ) -> Process:
         """Start the sample's client on this terminal, or with another standard input.
 
+        If the first argument is the name of another program of the sample, such as review.py, that is started instead.
         With `waits` it imports its libraries and then waits for `run_client`. (Not on Windows, where it may ask before
         the worker is ready; the scheduler keeps the question.)
         """
         readable, writable = os.pipe() if waits and sys.platform != "win32" else (0, 0)
-        command = [sys.executable, "-c", CLIENT, str(readable), str(sample / "client.py"), *arguments]
+        names_program = bool(arguments) and arguments[0] in {path.name for path in sample.glob("*.py")}
+        program, *rest = arguments if names_program else ["client.py", *arguments]
+        command = [sys.executable, "-c", CLIENT, str(readable), str(sample / program), *rest]
         passed = [readable] if readable else []
         popen = subprocess.Popen(command, cwd=cwd, env=env, stdin=stdin, text=True, pass_fds=passed)
         if readable:

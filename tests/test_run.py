@@ -217,7 +217,6 @@ def test_stdout_is_the_clients_and_stderr_tells_the_rest(project: Project, tmp_p
         "worker │ AZURE_OPENAI_API_KEY local",
         "worker │ REDIS_CONNECTION_STRING",
         "worker │ Worker ready",
-        "All is kept. To continue: `python3 run.py 01 …` instead of `python client.py …`.",
     ]
     assert project.left_behind() == []
 
@@ -228,6 +227,19 @@ def test_stdout_is_the_clients_and_stderr_tells_the_rest(project: Project, tmp_p
 def test_the_clients_exit_code_is_the_commands(project: Project, client: str, code: int) -> None:
     project.add_sample("01_first", client=client)
     assert project.run("01").popen.returncode == code
+
+
+def test_the_first_argument_may_name_another_program_of_the_sample(project: Project, tmp_path: Path) -> None:
+    project.add_sample("01_first")
+    (project.root / "01_first" / "review.py").write_text("import os, sys; print(os.environ['RUN_AS'], sys.argv[1:])")
+    assert project.run("01", "review.py", "list", RUN_FROM=str(tmp_path)).output.endswith("run.py 01 ['list']\n")
+    assert project.run("01", "list", "review.py").output.startswith("client ['list', 'review.py']")
+
+
+def test_the_client_learns_how_it_was_started(project: Project) -> None:
+    project.add_sample("01_first", client="import os; print(os.environ['RUN_AS'])")
+    assert project.run("01", RUN_FROM=str(project.root)).output == "python3 run.py 01\n"
+    assert project.run("01", RUN_FROM=str(project.root / "01_first")).output == "python3 ../run.py 01\n"
 
 
 def test_the_clients_help_starts_nothing_else(project: Project) -> None:
@@ -376,6 +388,19 @@ def test_the_environment_wins_over_env_files(project: Project, listening: int) -
     assert f"Found scheduler {address} · model {address}\n" in result.stderr
     assert "TASKHUB inner\n" in result.stderr
     assert "AZURE_OPENAI_API_KEY theirs\n" in result.stderr
+
+
+def test_a_model_that_the_environment_selects_has_priority_as_a_whole(project: Project, listening: int) -> None:
+    project.add_sample("01_first", client="import os; print(os.environ.get('AZURE_OPENAI_ENDPOINT'))")
+    project.write(
+        ".env", "AZURE_OPENAI_ENDPOINT=http://127.0.0.1:9\nAZURE_OPENAI_API_KEY=key\nOPENAI_MODEL=of-the-file\n"
+    )
+    env = {name: value for name, value in clean_environment(MARK=project.mark).items() if "OPENAI_" not in name}
+    env |= {"OPENAI_API_KEY": "key", "OPENAI_BASE_URL": f"http://127.0.0.1:{listening}"}
+    command = [sys.executable, "-m", "local_services", "01"]
+    result = subprocess.run(command, cwd=project.root, env=env, capture_output=True, text=True, check=True)
+    assert result.stdout == "None\n"
+    assert f"Found model http://127.0.0.1:{listening}\n" in result.stderr
 
 
 def test_the_example_env_file_names_the_local_services() -> None:
