@@ -12,7 +12,7 @@ from agent_framework_durabletask import AgentSessionId, DurableAgentSession, Dur
 from durabletask.client import TaskHubGrpcClient
 from durabletask.entities import EntityInstanceId
 
-LIMIT = 1024 * 1024  # bytes that the scheduler stores of one conversation
+FULL = (1024 - 16) * 1024  # bytes: the scheduler stores 1 MB of a conversation; the rest is left for an answer
 SHORT = 16 * 1024  # bytes: such a conversation is fetched at every look
 FETCH_SECONDS = 2.0  # a longer one is fetched when its time stamp has changed, and this often whatever that says
 

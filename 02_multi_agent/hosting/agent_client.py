@@ -15,7 +15,7 @@ from agent_framework_durabletask import (
 from durabletask.client import TaskHubGrpcClient
 
 from .calls import waiting_at_most
-from .conversation import LIMIT, StoredConversations, entity_of, find_answer, key_of
+from .conversation import FULL, StoredConversations, entity_of, find_answer, key_of
 from .program import AgentError
 from .terminal import ProgressLine, command
 
@@ -57,38 +57,37 @@ class _AskingExecutor(DurableAgentExecutor[AgentResponse]):
         if not isinstance(session, DurableAgentSession):
             session = self.get_new_session(agent_name)
         request, correlation_id = run_request.to_dict(), run_request.correlation_id
-        if self.stored.size(session) + len(json.dumps(request)) > LIMIT:
-            raise AgentError("The conversation is full: this message does not fit into its 1 MB. Start a new one.")
+        if (size := self.stored.size(session) + len(json.dumps(request))) > FULL:
+            raise AgentError(
+                f"The conversation is full: {size:,} of {FULL:,} bytes with this message. Start a new one."
+            )
         self._client.signal_entity(entity_of(session), "run", request)
         if not run_request.wait_for_response:
             return AgentResponse(messages=[Message("system", ["accepted"])], response_id=correlation_id)
         self._waiting.add(correlation_id)
         try:
-            return self._wait(session, correlation_id)
+            return self._wait(agent_name, session, correlation_id)
         finally:
             self._waiting.discard(correlation_id)
 
-    def _wait(self, session: DurableAgentSession, correlation_id: str) -> AgentResponse:
+    def _wait(self, agent_name: str, session: DurableAgentSession, correlation_id: str) -> AgentResponse:
         progress, deadline, pause = ProgressLine(), time.monotonic() + self._timeout, FIRST_PAUSE
-        assert session.durable_session_id
         try:
             while (left := deadline - time.monotonic()) > 0:
                 with waiting_at_most(left):
                     state = self.stored.newer(session)
                 if state and (answer := find_answer(state, correlation_id)):
                     return require_answer(answer)
-                progress.show(f"waiting for {session.durable_session_id.name}")
+                progress.show(f"waiting for {agent_name}")
                 # The more threads of this process wait, the less often each of them looks.
                 time.sleep(min(max(pause, FIRST_PAUSE * (len(self._waiting) - 1)), left))
                 pause = min(pause * 1.15, LONGEST_PAUSE)
         finally:
             progress.clear()
-        size = self.stored.size(session)
-        full = f" (An answer without room is lost: {size:,} of {LIMIT:,} bytes are used.)" if size > LIMIT / 2 else ""
-        raise AgentError(
-            f"No answer from {session.durable_session_id.name} within {self._timeout:g} s. Is its worker running "
-            f"({command('worker.py')})? The question is kept in {key_of(session)}, and will be answered.{full}"
-        )
+        why = f"No answer from {agent_name} within {self._timeout:g} s. Is its worker running ({command('worker.py')})?"
+        if (size := self.stored.size(session)) > FULL / 2:
+            raise AgentError(f"{why} The question is lost if its answer does not fit into 1 MB ({size:,} bytes used).")
+        raise AgentError(f"{why} The question is kept in {key_of(session)}, and will be answered.")
 
 
 def require_answer(response: AgentResponse) -> AgentResponse:
