@@ -27,13 +27,15 @@ def main() -> None:
             print(f"(Conversation {arguments.session} is not known here: it begins now.)", file=sys.stderr)
 
     print(f"Conversation {key_of(session)}", flush=True)  # first: with it you can come back, whatever happens
-    messages = [arguments.message] if arguments.message else [] if arguments.chat else DEMO
-    for text in messages:
-        print(f"You:   {printable(text)}", flush=True)
-        say(joker, session, text)
-    if arguments.chat:
-        chat(joker, session)
-    print(f'To continue:\n  {command()} --session {key_of(session)} "What did I ask first?"')
+    try:
+        unless_told = [] if arguments.chat else DEMO
+        for text in [arguments.message] if arguments.message else unless_told:
+            print(f"You:   {printable(text)}", flush=True)
+            say(joker, session, text)
+        if arguments.chat:
+            chat(joker, session)
+    finally:
+        print(f'To continue:\n  {command()} --session {key_of(session)} "What did I ask first?"', flush=True)
 
 
 def say(joker: DurableAIAgent[AgentResponse], session: DurableAgentSession, text: str) -> None:

@@ -1,63 +1,67 @@
-"""Asks the router who knows, and then that expert; each agent has a conversation of its own with this client."""
+"""Asks RouterAgent who knows, and then that expert. Under one key, each agent has its own conversation."""
 
 import argparse
 import sys
+from uuid import uuid4
 
-from agent_framework_durabletask import AgentSessionId, DurableAgentSession
+from agent_framework_durabletask import DurableAgentSession
+from hosting.agent_client import AgentClient
+from hosting.conversation import key, message, session_of
+from hosting.program import AgentError, run
+from hosting.scheduler import scheduler_client
+from hosting.terminal import command, printable, seconds
 from models import Routing
 from pydantic import ValidationError
-from support import AgentClient, AgentError, UsageError, agent_client, key_of, run
 
 AGENTS = ["PhysicistAgent", "ChemistAgent", "RouterAgent"]
 DEMO = [
     "Why is the sky blue?",
     "What makes an acid an acid?",
     "Please explain that more simply.",  # to the same expert, in the same conversation
-    "What is a black hole?",  # back to the first one, whose conversation goes on
+    "What is a black hole?",  # back to the first one, which still knows its own conversation
     "Who wrote Hamlet?",
 ]
 
 
 class Conversations:
-    """One conversation with each agent that is asked, kept from question to question."""
+    """With each of these agents, the conversation that has this key."""
 
-    def __init__(self, agents: AgentClient) -> None:
+    def __init__(self, agents: AgentClient, names: list[str], key: str) -> None:
         self._agents = agents
-        self.sessions: dict[str, DurableAgentSession] = {}
+        self._sessions: dict[str, DurableAgentSession] = {name: session_of(name, key) for name in names}
 
-    def ask(self, agent_name: str, question: str) -> str:
-        """The agent's answer. Raises UsageError if there is no such agent, AgentError if it fails."""
-        agent = self._agents.get_agent(agent_name)
-        if agent_name not in self.sessions:
-            self.sessions[agent_name] = agent.create_session()
-        return agent.run(question, session=self.sessions[agent_name]).text
+    def ask(self, agent: str, question: str) -> str:
+        """The agent's answer. Raises AgentError if there is none."""
+        return self._agents.get_agent(agent).run(question, session=self._sessions[agent]).text
 
-    def resume(self, agent_name: str, key: str) -> None:
-        """Go on with the conversation that this key names, whichever process began it."""
-        session = DurableAgentSession(durable_session_id=AgentSessionId(agent_name, key))
-        if not self._agents.stored_conversation(session).message_count:
-            print(f"(Conversation {key} of {agent_name} is not known here: it begins now.)", file=sys.stderr)
-        self.sessions[agent_name] = session
+    def message_count(self) -> int:
+        """How many messages are stored, in all of them."""
+        return sum(self._agents.stored_conversation(session).message_count for session in self._sessions.values())
 
 
 def main() -> None:
     """Ask what the command line says, of the agent that it names or that the router chooses."""
     arguments = parse_arguments()
-    agents = agent_client(AGENTS, timeout=arguments.timeout)
-    conversations = Conversations(agents)
-    if arguments.agent is not None:
-        agents.get_agent(arguments.agent)  # refuses an unknown name before anything is asked
-        if arguments.session:
-            conversations.resume(arguments.agent, arguments.session)
+    shared_key = arguments.session or uuid4().hex
+    names = [arguments.agent] if arguments.agent else AGENTS
+    conversations = Conversations(AgentClient(scheduler_client(), arguments.timeout), names, shared_key)
+    if arguments.session and not conversations.message_count():
+        print(f"(Conversation {shared_key} of {', '.join(names)} is not known here: it begins now.)", file=sys.stderr)
 
-    for question in [arguments.question] if arguments.question else DEMO:
-        print(f"You: {question}", flush=True)
-        agent_name = choose_expert(conversations, question) if arguments.agent is None else arguments.agent
-        if agent_name:
-            print(f"{agent_name}: {conversations.ask(agent_name, question)}\n", flush=True)
-        else:
-            print("No expert for this: it is neither physics nor chemistry.\n", flush=True)
-    show_keys(conversations)
+    print(f"Conversation {shared_key}", flush=True)  # first: with it you can come back, whatever happens
+    try:
+        for question in [arguments.question] if arguments.question else DEMO:
+            print(f"You: {printable(question)}", flush=True)
+            agent = arguments.agent or choose_expert(conversations, question)
+            if agent:
+                print(f"{agent}: {printable(conversations.ask(agent, question))}\n", flush=True)
+            else:
+                print("No expert for this: it is neither physics nor chemistry.\n", flush=True)
+    finally:
+        asked = f" --agent {arguments.agent}" if arguments.agent else ""
+        print(
+            f'To continue:\n  {command()}{asked} --session {shared_key} "Please explain that more simply."', flush=True
+        )
 
 
 def choose_expert(conversations: Conversations, question: str) -> str | None:
@@ -69,36 +73,20 @@ def choose_expert(conversations: Conversations, question: str) -> str | None:
     except ValidationError as error:
         problem = error.errors()[0]["msg"]
         raise AgentError(f"RouterAgent did not choose an expert ({problem}). It said: {answer[:200]!r}") from error
-    print(f"RouterAgent: {routing.agent}. {routing.reason}", flush=True)
+    print(f"RouterAgent: {routing.agent}. {printable(routing.reason)}", flush=True)
     return None if routing.agent == "none" else routing.agent
 
 
-def show_keys(conversations: Conversations) -> None:
-    """Print how to go on with each expert: its conversation is its name and a key."""
-    experts = {name: session for name, session in conversations.sessions.items() if name != "RouterAgent"}
-    if experts:
-        print("Each expert has a conversation of its own. To go on:")
-    for agent_name, session in experts.items():
-        print(f'  python client.py --agent {agent_name} --session {key_of(session)} "Please explain that more simply."')
-
-
 def parse_arguments() -> argparse.Namespace:
-    """The command line. Raises UsageError where it makes no sense."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("question", nargs="?", help="what to ask (default: a demonstration of five questions)")
-    parser.add_argument("--agent", metavar="NAME", help=f"ask this agent, without the router: {', '.join(AGENTS)}")
-    parser.add_argument("--session", metavar="KEY", help="continue the conversation with this key; needs --agent")
-    parser.add_argument(
-        "--timeout", type=float, default=120, metavar="SECONDS", help="how long to wait for each answer (120)"
-    )
+    parser.add_argument("question", nargs="?", type=message, help="what to ask (default: a demonstration)")
+    parser.add_argument("--agent", choices=AGENTS, help="ask this agent, without the router")
+    parser.add_argument("--session", type=key, metavar="KEY", help="continue the conversations with this key")
+    parser.add_argument("--timeout", type=seconds, default=120, metavar="SECONDS", help="for each answer (120)")
     arguments = parser.parse_args()
-    if arguments.question is not None and not arguments.question.strip():
-        raise UsageError('The question is empty. Try: python client.py "What is entropy?"')
-    if arguments.session is not None:
-        if arguments.agent is None:
-            raise UsageError("--session needs --agent: a conversation is an agent's name and a key.")
-        if not arguments.session or "@" in arguments.session:
-            raise UsageError("A conversation's key is not empty and has no '@' in it.")
+    if arguments.session and not arguments.question:
+        parser.error("--session continues a conversation: what is the question?")
     return arguments
 
 

@@ -1,4 +1,4 @@
-"""What RouterAgent answers: the worker holds its model to this form, and the client checks that it is kept."""
+"""What RouterAgent answers: the worker asks its model for this form, and the client checks the answer."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 
 class Routing(BaseModel):
-    """Who is to answer a question, and why."""
+    """Who answers a question, and why."""
 
     agent: Literal["PhysicistAgent", "ChemistAgent", "none"] = Field(description="who answers; none if nobody fits")
     reason: str = Field(description="why, in one sentence")

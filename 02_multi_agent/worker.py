@@ -1,12 +1,14 @@
-"""Hosts three agents in one worker: two experts, and a router that decides by topic which of them is asked."""
+"""Hosts three agents in one worker: two experts, and a router that picks one of them by topic."""
 
 from typing import Any
 
 from agent_framework import Agent
 from agent_framework_durabletask import DurableAIAgentWorker
 from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
+from hosting.chat_client import chat_client
+from hosting.program import run
+from hosting.scheduler import scheduler_worker, serve
 from models import Routing
-from support import chat_client, run, scheduler_worker, serve
 
 ROUTING_INSTRUCTIONS = """\
 You decide who answers the user's question; you do not answer it yourself.
@@ -15,7 +17,7 @@ A follow-up that names no topic goes to whoever you chose last. If a question be
 
 
 def create_agents() -> list[Agent[Any]]:
-    """The agents; what makes one a router is its instructions, and the form in which it must answer."""
+    """The agents. The router is one by its instructions, and by the form in which it must answer."""
     model = chat_client()
     return [
         Agent(
@@ -38,7 +40,7 @@ def create_agents() -> list[Agent[Any]]:
 
 
 def create_worker() -> DurableTaskSchedulerWorker:
-    """A worker that hosts all three. Each keeps conversations of its own: an entity is an agent's name and a key."""
+    """A worker that hosts all three. A conversation is an agent's name and a key: no agent sees another's."""
     worker = scheduler_worker()
     agents = DurableAIAgentWorker(worker)
     for agent in create_agents():
