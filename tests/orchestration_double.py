@@ -1,14 +1,17 @@
 """Runs an orchestrator as a plain generator, step by step: the test is scheduler, worker and model in one."""
 
+import importlib
 import logging
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 from agent_framework import AgentResponse, Content, Message
 from durabletask.entities import EntityInstanceId
-from durabletask.task import CancellableTask, CompletableTask, ReplaySafeLogger, Task
+from durabletask.internal.type_discovery import orchestrator_input_type
+from durabletask.task import CancellableTask, CompletableTask, CompositeTask, ReplaySafeLogger, Task
 
 AGENT, ACTIVITY, TIMER, EVENT = "agent", "activity", "timer", "event"
 
@@ -22,13 +25,15 @@ class Call:
         name: the agent's, the activity's or the event's.
         input: the message, the activity's input, or the timer's seconds.
         conversation: the key of the agent's session.
+        due: when the timer fires.
     """
 
     kind: str
     name: str
     input: Any = None
     conversation: str = ""
-    task: CompletableTask[Any] = field(default_factory=CancellableTask, repr=False)
+    due: datetime = datetime.max
+    task: CancellableTask[Any] = field(default_factory=CancellableTask, repr=False)
 
 
 class OrchestrationDouble:
@@ -36,6 +41,7 @@ class OrchestrationDouble:
 
     Attributes:
         calls: everything it has asked for, in order.
+        emptied: the keys of the conversations that it has emptied, in order.
         custom_status: the last one it set.
         output: what it returned.
         failure: what it raised.
@@ -47,16 +53,41 @@ class OrchestrationDouble:
 
     def __init__(self, orchestrator: Callable[..., Any], input: Any = None) -> None:
         self.calls: list[Call] = []
+        self.emptied: list[str] = []
         self.custom_status: Any = None
         self.output: Any = None
         self.failure: Exception | None = None
         self.done = False
         self.current_utc_datetime = datetime(2030, 1, 1)
         self._uuids = 0
-        self._generator = orchestrator(self, input)
-        self._advance(lambda: next(self._generator))
+        self._events: dict[str, list[Any]] = defaultdict(list)  # those that nothing waits for
+        self._converter = importlib.import_module("hosting.payloads").ModelConverter()
+
+        self._generator: Generator[Any, Any, Any]
+
+        def begin() -> Task[Any]:
+            declared = orchestrator_input_type(orchestrator, self._converter)
+            self._generator = orchestrator(self, self._converter.deserialize(self._converter.serialize(input), declared))
+            return next(self._generator)
+
+        self._advance(begin)
 
     # How the test drives it
+
+    @property
+    def asked(self) -> list[Call]:
+        """The calls of agents, in order."""
+        return [call for call in self.calls if call.kind == AGENT]
+
+    @property
+    def headline(self) -> str:
+        """The first line of the custom status."""
+        return str(self.custom_status).partition("\n")[0]
+
+    @property
+    def shown(self) -> str:
+        """The custom status below its first line."""
+        return str(self.custom_status).partition("\n")[2]
 
     @property
     def waiting(self) -> list[Call]:
@@ -75,7 +106,7 @@ class OrchestrationDouble:
         self._end_agent_call(agent, Content.from_text(text))
 
     def fail(self, message: str, code: str = "ModelFailed", agent: str | None = None) -> None:
-        """The agent's model call fails, as the agent runtime hands it over. Code "ModelRejected": for good."""
+        """The agent's model call fails, as the agent runtime hands it over."""
         self._end_agent_call(agent, Content.from_error(message=message, error_code=code))
 
     def _end_agent_call(self, agent: str | None, content: Content) -> None:
@@ -86,15 +117,26 @@ class OrchestrationDouble:
         self.end(self.expect(ACTIVITY, name), result)
 
     def fire_timer(self) -> float:
-        """The oldest timer fires; returns its seconds, by which the clock moves on."""
-        timer = self.expect(TIMER)
-        self.current_utc_datetime += timedelta(seconds=timer.input)
-        self.end(timer, None)
-        return timer.input
+        """The next timer that the orchestrator waits for fires; returns its seconds. The clock moves on.
+
+        Timers that it has set earlier, and does not wait for any more, fire on the way.
+        """
+        awaited = set(map(id, _leaves(self._yielded)))
+        timers = sorted((call for call in self.waiting if call.kind == TIMER), key=lambda call: call.due)
+        for timer in timers:
+            self.current_utc_datetime = max(self.current_utc_datetime, timer.due)
+            self.end(timer, None)
+            if id(timer.task) in awaited:
+                return timer.input
+        raise AssertionError(f"waits for {self.waiting}, and for no timer; failure: {self.failure!r}")
 
     def raise_event(self, name: str, data: Any = None) -> None:
-        """An external event that the orchestrator waits for arrives."""
-        self.end(self.expect(EVENT, name), data)
+        """An external event arrives; it is kept if the orchestrator does not wait for one."""
+        waiting = [call for call in self.waiting if (call.kind, call.name.lower()) == (EVENT, name.lower())]
+        if waiting:
+            self.end(waiting[0], data)
+        else:
+            self._events[name.lower()].append(data)
 
     def end(self, call: Call, result: Any) -> None:
         """This call ends with this result, and the orchestrator goes on as far as it can."""
@@ -136,21 +178,38 @@ class OrchestrationDouble:
     def create_replay_safe_logger(self, logger: logging.Logger) -> ReplaySafeLogger:
         return ReplaySafeLogger(logger, lambda: self.is_replaying)
 
-    def create_timer(self, fire_at: datetime | timedelta) -> CompletableTask[Any]:
+    def create_timer(self, fire_at: datetime | timedelta) -> CancellableTask[Any]:
         pause = fire_at if isinstance(fire_at, timedelta) else fire_at.replace(tzinfo=None) - self.current_utc_datetime
-        return self._call(Call(TIMER, "", pause.total_seconds()))
+        due = self.current_utc_datetime + pause
+        return self._call(Call(TIMER, "", pause.total_seconds(), due=due))
 
     def call_entity(self, entity: EntityInstanceId, operation: str, input: Any = None) -> CompletableTask[Any]:
         assert operation == "run"
         return self._call(Call(AGENT, entity.entity.removeprefix("dafx-"), input["message"], entity.key))
 
+    def signal_entity(self, entity: EntityInstanceId, operation: str, input: Any = None) -> None:
+        assert operation == "reset"
+        self.emptied.append(entity.key)
+
     def call_activity(self, activity: Any, *, input: Any = None, **_: Any) -> CompletableTask[Any]:
         name = activity if isinstance(activity, str) else activity.__name__
         return self._call(Call(ACTIVITY, name, input))
 
-    def wait_for_external_event(self, name: str, **_: Any) -> CompletableTask[Any]:
-        return self._call(Call(EVENT, name))
+    def wait_for_external_event(self, name: str, **_: Any) -> CancellableTask[Any]:
+        task = self._call(Call(EVENT, name))
+        if self._events[name.lower()]:
+            task.complete(self._events[name.lower()].pop(0))
+        return task
 
-    def _call(self, call: Call) -> CompletableTask[Any]:
+    def _call(self, call: Call) -> CancellableTask[Any]:
         self.calls.append(call)
         return call.task
+
+
+def _leaves(task: Task[Any]) -> Iterator[Task[Any]]:
+    """The tasks that a task waits for."""
+    if isinstance(task, CompositeTask):
+        for part in task.get_tasks():
+            yield from _leaves(part)
+    else:
+        yield task

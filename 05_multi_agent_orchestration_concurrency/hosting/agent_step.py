@@ -4,12 +4,12 @@ Orchestrator code: no clock, no randomness, no environment, no I/O.
 """
 
 from collections.abc import Callable, Generator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import count
 from typing import Any, TypeAlias, TypeVar
 
 from agent_framework import AgentResponse
-from agent_framework_durabletask import DurableAgentSession, DurableAIAgent
+from agent_framework_durabletask import DurableAIAgent
 from durabletask.entities import EntityInstanceId
 from durabletask.task import OrchestrationContext, Task, when_any
 from pydantic import BaseModel
@@ -18,7 +18,7 @@ from .agent_answer import AgentFailed, parsed, text_of
 from .status import say
 
 DAY = timedelta(days=1)  # how long a model may be away, or an agent may have no worker
-LONGEST_PAUSE = timedelta(minutes=5)  # between two attempts; the first pause takes a second, each next twice as long
+LONGEST_PAUSE = timedelta(minutes=5)  # between two attempts; the first is a second, each next twice as long
 NO_ANSWER = timedelta(minutes=10)  # then the custom status asks whether a worker hosts the agent
 TRIES = 4  # of a model that answers, but not usably
 TRY_NOW = "TryNow"  # the external event that ends a pause
@@ -31,13 +31,13 @@ Step: TypeAlias = Generator[Task[Any], Any, T]
 def ask(context: OrchestrationContext, agent: DurableAIAgent[Any], message: str, **options: Any) -> Step[str]:
     """The agent's answer: `text = yield from ask(context, agent, "Write …")`.
 
-    While the model is away, this waits and asks again, with durable timers. The custom status then has the reason and
-    the next attempt in its first line. A further attempt is made in another conversation, emptied each time, so that
-    the agent never reads its question twice.
+    While the model is away, this waits and asks again, with durable timers; the first line of the custom status says
+    why, and when. A retry is made in another conversation, emptied each time: a failed attempt leaves its question in
+    its conversation, and the agent would read it twice.
 
     Options:
         session: the conversation to ask in, with what was said before.
-        retry_message: what a further attempt asks instead, since its conversation has none of that.
+        retry_message: what a retry asks instead, since its conversation has none of that.
         show: what the custom status shows below its first line.
         patience: how long a model may be away, a timedelta.
 
@@ -64,8 +64,7 @@ def _ask(
     show: str = "",
     patience: timedelta = DAY,
 ) -> Step[T]:
-    ends = context.current_utc_datetime + patience
-    conversation, unusable = session or agent.create_session(), 0
+    ends, unusable, conversation = context.current_utc_datetime + patience, 0, session or agent.create_session()
     for attempt in count(1):
         say(context, agent.name, f"asking {agent.name}" + (f", attempt {attempt}" if attempt > 1 else ""), show)
         response = yield from _answer(context, agent, agent.run(message, session=conversation), ends, show)
@@ -80,28 +79,26 @@ def _ask(
         at = context.current_utc_datetime + pause
         if problem.code == "ModelRejected" or unusable == TRIES or at > ends:
             raise problem
-        say(context, agent.name, f"{problem} Attempt {attempt + 1} at {at:%H:%M:%S} UTC", show)
-        try_now = context.wait_for_external_event(TRY_NOW)
+        reason = str(problem).removesuffix(".")
+        say(context, agent.name, f"{reason}. Attempt {attempt + 1} at {at:%H:%M:%S} UTC", show)
+        while (try_now := context.wait_for_external_event(TRY_NOW)).is_complete:
+            pass  # it came before this pause
         yield when_any([context.create_timer(pause), try_now])
         try_now.cancel()  # otherwise the next such event would end the pause that is over
         if conversation is session:
             conversation, message = agent.create_session(), retry_message or message
         else:
-            context.signal_entity(_entity(conversation), "reset")
+            named = conversation.durable_session_id
+            context.signal_entity(EntityInstanceId(named.entity_name, named.key), "reset")
     raise AssertionError("unreachable")
 
 
-def _answer(context: OrchestrationContext, agent: DurableAIAgent[Any], call: Any, ends: Any, show: str) -> Step[Any]:
+def _answer(context: OrchestrationContext, agent: DurableAIAgent[Any], call: Any, ends: datetime, show: str) -> Any:
     """The answer to a call that was made. It is not made again: its worker may only be down."""
-    late, since = context.create_timer(NO_ANSWER), context.current_utc_datetime
-    if (yield when_any([call, late])) is late:
+    since = context.current_utc_datetime
+    if (yield when_any([call, context.create_timer(NO_ANSWER)])) is not call:
         line = f"waiting for {agent.name} since {since:%H:%M:%S} UTC: does a running worker host it?"
         say(context, agent.name, line, show)
         if (yield when_any([call, context.create_timer(ends)])) is not call:
             raise AgentFailed(agent.name, f"No answer since {since:%Y-%m-%d %H:%M} UTC. Does a running worker host it?")
     return call.get_result()
-
-
-def _entity(session: DurableAgentSession) -> EntityInstanceId:
-    assert session.durable_session_id
-    return EntityInstanceId(session.durable_session_id.entity_name, session.durable_session_id.key)

@@ -30,6 +30,8 @@ def _worth_reading(record: logging.LogRecord) -> bool:
     message = record.getMessage()
     if record.name.startswith("azure") or (record.exc_info and isinstance(record.exc_info[1], LoggedError)):
         return False
+    if record.name == "asyncio" and message.startswith("Unclosed"):  # connections to the model, at the program's end
+        return False
     if record.name.startswith("agent_framework"):
         if re.fullmatch(r"Function \S+ failed \(\w+\)\.", message):
             record.exc_info = sys.exc_info()  # the agent framework leaves out what went wrong in a tool
