@@ -28,6 +28,8 @@ class Fault:
     cut_after: int | None = None  # chunks of a stream; an answer that is not streamed is halved
     broken: bool = False  # whether the client's HTTP library notices the cut
     reply: str | None = None  # the text to answer
+    said_with: dict[str, Any] = field(default_factory=dict)  # more fields of the answer's message
+    finish_reason: str = "stop"  # of the answer
     matches: Callable[[dict[str, Any]], bool] = lambda request: True
 
 
@@ -82,7 +84,7 @@ class ScriptedModel:
         self._faults.append(Fault(times, cut_after=after, broken=True, **fault))
 
     def say(self, reply: str, times: int = 1000, **fault: Any) -> None:
-        """Answer with this text."""
+        """Answer with this text; `said_with={"refusal": …}` and `finish_reason` make it another kind of answer."""
         self._faults.append(Fault(times, reply=reply, **fault))
 
     def heal(self) -> None:
@@ -109,7 +111,7 @@ class ScriptedModel:
             await JSONResponse(error, fault.status, headers=fault.headers)(scope, receive, send)
             return
         if fault and fault.reply is not None:
-            await _reply(request, fault.reply)(scope, receive, send)
+            await _reply(request, fault, fault.reply)(scope, receive, send)
             return
         if request.get("stream"):
             send = self._sending(send, fault)
@@ -157,14 +159,14 @@ class ScriptedModel:
         return sending
 
 
-def _reply(request: dict[str, Any], text: str) -> Response:
+def _reply(request: dict[str, Any], fault: Fault, text: str) -> Response:
     """A whole answer with this text, in the form that the request asks for."""
     base = {"id": "chatcmpl-test", "created": 0, "model": "offline-model"}
+    message = {"role": "assistant", "content": text, **fault.said_with}
     if not request.get("stream"):
-        message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+        choice = {"index": 0, "message": message, "finish_reason": fault.finish_reason, "logprobs": None}
         return JSONResponse({**base, "object": "chat.completion", "choices": [choice]})
-    pieces = [({"role": "assistant", "content": text}, None), ({}, "stop")]
+    pieces = [(message, None), ({}, fault.finish_reason)]
     lines = [
         json.dumps(
             {**base, "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": d, "finish_reason": reason}]}
