@@ -3,13 +3,14 @@
 import argparse
 import sys
 
-from agent_framework import AgentResponse
-from agent_framework_durabletask import DurableAgentSession, DurableAIAgent
 from hosting.agent_client import AgentClient
 from hosting.conversation import key, key_of, message, session_of
 from hosting.program import AgentError, run
 from hosting.scheduler import scheduler_client
 from hosting.terminal import command, printable, seconds, typed
+
+from agent_framework import AgentResponse
+from agent_framework_durabletask import DurableAgentSession, DurableAIAgent
 
 DEMO = ["Tell me a joke about a pirate.", "Now explain that joke."]  # the second needs the first
 

@@ -1,11 +1,12 @@
 """Hosts one agent, Joker, as a durable entity: its conversations outlive this process."""
 
-from agent_framework import Agent
-from agent_framework_durabletask import DurableAIAgentWorker
-from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 from hosting.chat_client import chat_client
 from hosting.program import run
 from hosting.scheduler import scheduler_worker, serve
+
+from agent_framework import Agent
+from agent_framework_durabletask import DurableAIAgentWorker
+from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 
 
 def create_joker() -> Agent:

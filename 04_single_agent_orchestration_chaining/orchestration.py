@@ -1,8 +1,9 @@
 """The pattern: one agent, called twice in one conversation, the second call building on the first."""
 
+from hosting.agent_step import Step, ask
+
 from agent_framework_durabletask import DurableAIAgentOrchestrationContext
 from durabletask.task import OrchestrationContext
-from hosting.agent_step import Step, ask
 from models import Topic
 
 

@@ -1,11 +1,12 @@
 """Chains two calls of one agent. WriterAgent writes a sentence, then improves it, in one durable orchestration."""
 
-from agent_framework import Agent
-from agent_framework_durabletask import DurableAIAgentWorker
-from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 from hosting.chat_client import chat_client
 from hosting.program import run
 from hosting.scheduler import scheduler_worker, serve
+
+from agent_framework import Agent
+from agent_framework_durabletask import DurableAIAgentWorker
+from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 from orchestration import single_agent_chaining_orchestration
 
 

@@ -67,7 +67,8 @@ class OrchestrationDouble:
 
         def begin() -> Task[Any]:
             declared = orchestrator_input_type(orchestrator, self._converter)
-            self._generator = orchestrator(self, self._converter.deserialize(self._converter.serialize(input), declared))
+            sent = self._converter.serialize(input)
+            self._generator = orchestrator(self, self._converter.deserialize(sent, declared))
             return next(self._generator)
 
         self._advance(begin)
