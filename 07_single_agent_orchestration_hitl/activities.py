@@ -1,24 +1,24 @@
-"""The effects. An activity runs at least once: a worker may die after the effect, and before it could say so."""
+"""The effects. An activity runs at least once: a worker may die after the effect, and before it could report it."""
 
 import re
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
+
+from hosting.program import setting
+from hosting.terminal import command
 
 from durabletask.task import ActivityContext
 from models import Draft
-from support import setting
 
 
-def notify_user_for_approval(context: ActivityContext, draft: str) -> None:
+def notify_user_for_approval(context: ActivityContext, which: str) -> None:
     """Say that a draft waits for a decision. In production: a mail, or a message in a chat, with a link to it."""
-    print(f"Waiting for a decision on {draft}: python review.py show {context.orchestration_id}", flush=True)
+    print(f"A decision is needed on {which}: {command('review.py')} show {context.orchestration_id}", flush=True)
 
 
-def publish_content(context: ActivityContext, data: dict[str, Any]) -> str:
+def publish_content(context: ActivityContext, draft: Draft) -> str:
     """Write the draft as `published/<instance>.md`, once, however often this runs; returns the file's path."""
-    draft = Draft.model_validate(data)
     base = Path(setting("CONTENT_DIRECTORY") or Path(__file__).parent)
     path = base.resolve() / "published" / f"{file_name(context.orchestration_id)}.md"
     if not path.exists():

@@ -1,114 +1,97 @@
-"""Has an article written, shows each draft, and passes on what you say to it, until it is published."""
+"""Has an article written, shows you each draft, and passes on what you say to it, until it is published."""
 
 import argparse
 import sys
-from typing import Any
 
-from durabletask.client import OrchestrationState, TaskHubGrpcClient
-from models import Review
-from review import ORCHESTRATION, decide, headline, print_draft, waiting_review
-from steps import add_waiting_arguments, announce, result_of, start_or_resume
-from support import AgentError, UsageError, run, scheduler_client
+from hosting.instance import add_waiting_arguments, announce, come_back, start_or_resume
+from hosting.program import AgentError, run
+from hosting.scheduler import scheduler_client
+from hosting.status import headline
+from hosting.terminal import command, printable, seconds, typed
+from hosting.waiting import watch
+
+from models import FEEDBACK_LIMIT, Decision, meaning
+from review_status import Review
+from reviews import ORCHESTRATION, decide, print_draft, waiting_review
 
 TOPIC = "urban gardening"
-FEEDBACK = "Make it shorter, and add an example."
 
 
 def main() -> None:
-    """Start the orchestration, or find one that was started earlier, and talk with its reviewer until it ends."""
+    """Start the orchestration, or find one that was started earlier, and have each draft decided on until it ends."""
     arguments = parse_arguments()
-    at_terminal = sys.stdin.isatty()
     with scheduler_client() as client:
-        request = None if arguments.instance else request_of(arguments, at_terminal)
-        instance = start_or_resume(client, ORCHESTRATION, input=request, instance=arguments.instance)
+        request = {"topic": arguments.topic or TOPIC, "max_review_attempts": arguments.attempts}
+        request["approval_timeout_seconds"] = arguments.review_timeout
+        instance = start_or_resume(client, ORCHESTRATION, arguments.instance, input=request)
         if arguments.no_wait:
             announce(instance)
-            print(f"To review it: python review.py show {instance}", file=sys.stderr)
+            print(f"To review it: {command('review.py')} show {instance}", file=sys.stderr)
             return
         print(f"Orchestration: {instance}", flush=True)
-        answers = typed if at_terminal else left_to_others if arguments.instance else demonstrated
-        state = result_of(client, instance, arguments.timeout, on_change=Dialogue(client, answers))
-    published = state.get_output()
-    print(f"\n{headline(state)}\n\n# {published['title']}\n\n{published['content']}")
+        reviewer = at_terminal if sys.stdin.isatty() else left_to_others if arguments.instance else demonstrated
+        reviewed = 0
+        for state in watch(client, instance, arguments.timeout, every=0.25):
+            if (review := waiting_review(state)) and review.attempt > reviewed:
+                reviewed = review.attempt
+                print_draft(instance, review)
+                try:
+                    if decision := reviewer(review):
+                        decide(client, instance, decision)
+                        print("Approved." if decision.approved else "Rejected.", flush=True)
+                except AgentError as reason:  # another reviewer was quicker, or the time is over
+                    print(printable(reason), flush=True)
+                except KeyboardInterrupt:
+                    print(f"{review.which.capitalize()} stays undecided. {come_back(instance)}", file=sys.stderr)
+                    raise
+            elif article := state.get_output():
+                print(f"\n{printable(headline(state))}\n\n# {printable(article['title'])}\n")
+                print(printable(article["content"]))
 
 
-class Dialogue:
-    """Shows each draft once, as it comes, and sends what the reviewer answers."""
-
-    def __init__(self, client: TaskHubGrpcClient, answers: Any) -> None:
-        self._client = client
-        self._answers = answers
-        self._shown = 0
-
-    def __call__(self, state: OrchestrationState) -> None:
-        review = waiting_review(state)
-        if not review or review.attempt <= self._shown:
-            return
-        self._shown = review.attempt
-        print_draft(state.instance_id, review)
-        feedback = self._answers(review)
-        if feedback is None:
-            return
-        try:
-            decide(self._client, state.instance_id, review.attempt, approved=not feedback, feedback=feedback)
-            print("Rejected; the next draft is being written." if feedback else "Approved.", flush=True)
-        except AgentError as reason:
-            print(reason, flush=True)  # somebody else was quicker, or it took too long: the work goes on as it does
+def at_terminal(review: Review) -> Decision:
+    """What the person decides; anything unclear is asked again. Ctrl-C and Ctrl-D raise KeyboardInterrupt."""
+    while True:
+        said = answer("Publish it? [yes/no] ")
+        if approved := meaning(said):
+            return Decision(approved=True, attempt=review.attempt)
+        if approved is False:
+            said = answer("What should the next draft do better? ")
+        elif said and not meaning(answer("Is that feedback for the next draft? [yes/no] ")):
+            continue
+        if said:
+            return Decision(approved=False, attempt=review.attempt, feedback=said[:FEEDBACK_LIMIT])
 
 
-# Three kinds of reviewer: each is given a review, and answers with feedback, with "" to approve, or with None.
+def answer(question: str) -> str:
+    """What the person types."""
+    if (said := typed(question)) is None:
+        raise KeyboardInterrupt
+    return said
 
 
-def typed(review: Review) -> str | None:
-    """What the person at the terminal says. Ctrl-D leaves the draft undecided, and the client."""
-    try:
-        while True:
-            answer = input("Publish it? 'yes', or say what to change: ").strip()
-            if answer.lower() in ("y", "yes"):
-                return ""
-            if answer.lower() not in ("", "n", "no"):
-                return answer
-    except EOFError:
-        raise KeyboardInterrupt from None
-
-
-def demonstrated(review: Review) -> str | None:
-    """Without a terminal there is nobody to ask: one round of feedback and an approval, to show how it goes."""
-    feedback = FEEDBACK if review.attempt == 1 < review.of else ""
+def demonstrated(review: Review) -> Decision:
+    """Without a terminal there is nobody to ask: one round of feedback and an approval, to show how it works."""
+    feedback = "Make it shorter, and add an example." if review.attempt == 1 < review.of else None
     print(f"Reviewer (demonstration): {feedback or 'yes'}", flush=True)
-    return feedback
+    return Decision(approved=not feedback, attempt=review.attempt, feedback=feedback)
 
 
-def left_to_others(review: Review) -> str | None:
-    """Whoever comes back without a terminal waits for the decision of others."""
-    print("It waits for a decision: python review.py approve … or reject …", flush=True)
-    return None
-
-
-def request_of(arguments: argparse.Namespace, at_terminal: bool) -> dict[str, Any]:
-    """The orchestration's input."""
-    topic = arguments.topic
-    if topic is None and at_terminal and not arguments.no_wait:
-        topic = input(f"What shall the article be about? [{TOPIC}] ").strip()
-    return {
-        "topic": topic or TOPIC,
-        "max_review_attempts": arguments.attempts,
-        "approval_timeout_seconds": arguments.review_timeout,
-    }
+def left_to_others(review: Review) -> None:
+    """With --instance and without a terminal, the client waits for the decision of others."""
+    print(f"It waits for a decision: {command('review.py')} approve … or reject …", flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line. Raises UsageError where it makes no sense."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("topic", nargs="?", help=f"what the article is about (default: {TOPIC})")
     parser.add_argument("--attempts", type=int, default=3, metavar="N", help="how many drafts at most (3)")
-    parser.add_argument(
-        "--review-timeout", type=float, default=300, metavar="SECONDS", help="for the decision on each draft (300)"
-    )
+    parser.add_argument("--review-timeout", type=seconds, default=300, metavar="SECONDS", help="for a decision (300)")
     add_waiting_arguments(parser)
     arguments = parser.parse_args()
     if arguments.instance is not None and arguments.topic is not None:
-        raise UsageError("--instance comes back to an orchestration that has its topic: give one or the other.")
+        parser.error("--instance comes back to an orchestration that has its topic: give one or the other")
     return arguments
 
 

@@ -2,13 +2,16 @@
 
 from typing import Any
 
+from hosting.chat_client import chat_client
+from hosting.program import run
+from hosting.scheduler import scheduler_worker, serve
+
 from activities import notify_user_for_approval, publish_content
 from agent_framework import Agent
 from agent_framework_durabletask import DurableAIAgentWorker
 from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 from models import Draft
 from orchestration import content_generation_hitl_orchestration
-from support import chat_client, run, scheduler_worker, serve
 
 INSTRUCTIONS = """\
 You write short, well-structured articles for a general audience: a title, and the content in a few paragraphs.
@@ -19,7 +22,7 @@ def create_writer() -> Agent[Any]:
     """An ordinary agent, which answers with a Draft; it does not know that a person will judge it."""
     return Agent[Any](
         client=chat_client(),
-        name="WriterAgent",
+        name="ContentWriterAgent",
         instructions=INSTRUCTIONS,
         default_options={"response_format": Draft},
     )
