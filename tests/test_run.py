@@ -40,7 +40,7 @@ import fcntl, sys
 from pathlib import Path
 from local_services.service import listening_socket, report_ready, service_arguments, stop_order
 
-parser = service_arguments("A stand-in.", 0)
+parser = service_arguments("A test service.", 0)
 parser.add_argument("--state", type=Path)
 parser.add_argument("--share", action="store_true")
 arguments = parser.parse_args()
@@ -67,7 +67,7 @@ stopped.wait()
 """
 NAMES = "ENDPOINT TASKHUB AZURE_OPENAI_ENDPOINT AZURE_OPENAI_CHAT_DEPLOYMENT_NAME AZURE_OPENAI_API_KEY"
 WORKER = f"""
-\"\"\"Hosts a stand-in,
+\"\"\"Hosts a replacement,
 for the tests. It does nothing.\"\"\"
 import os, time
 for name in "{NAMES} REDIS_CONNECTION_STRING".split():
@@ -165,7 +165,7 @@ def test_the_catalog_needs_no_installation(project: Project, start: Start) -> No
     for arguments in ([], ["--help"]):
         command = start(sys.executable, project.root / "run.py", *arguments, cwd=project.root.parent)
         assert command.wait() == 0
-        assert re.search(r"^  01_first +Hosts a stand-in, for the tests$", command.output, re.MULTILINE)
+        assert re.search(r"^  01_first +Hosts a replacement, for the tests$", command.output, re.MULTILINE)
         assert re.search(r"^  02_second +to come$", command.output, re.MULTILINE)
         assert re.search(r"^  up +\S", command.output, re.MULTILINE)
     assert not (project.root / ".venv").exists()

@@ -165,7 +165,7 @@ def test_a_late_completion_does_not_count(scheduler: str, hub: str, client: Dura
         first = yield context.call_activity(add_activity)
         if not context.is_replaying:
             effects.append(first)
-        yield context.wait_for_external_event("go on")
+        yield context.wait_for_external_event("continue")
         return first
 
     slow = DurableTaskSchedulerWorker(**scheduler_options(scheduler, hub))
@@ -184,7 +184,7 @@ def test_a_late_completion_does_not_count(scheduler: str, hub: str, client: Dura
             assert not effects
             gates[1].set()
             eventually(lambda: effects, "the second worker's result arrived")
-        client.raise_orchestration_event(instance, "go on")
+        client.raise_orchestration_event(instance, "continue")
         assert finished(client, instance).serialized_output == '"worker 2"'
     completed = [e for e in client.get_orchestration_history(instance) if isinstance(e, history.TaskCompletedEvent)]
     assert len(completed) == 1
