@@ -58,7 +58,8 @@ def watch(
                 progress.clear()
                 yield state
                 deadline += time.monotonic() - began
-            elif not left:
+                continue  # what the state says may be over: the caller may have talked with a person
+            if not left:
                 raise AgentError(_too_late(state, timeout))
             progress.show(_doing(state))
     except KeyboardInterrupt:
