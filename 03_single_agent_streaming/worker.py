@@ -1,10 +1,14 @@
-"""Hosts an agent that streams: every piece of its answer goes through Redis while the model still writes."""
+"""Hosts an agent that streams: each piece of its answer goes through Redis while the model writes the next."""
+
+from hosting.chat_client import chat_client
+from hosting.program import run
+from hosting.scheduler import scheduler_worker, serve
 
 from agent_framework import Agent
 from agent_framework_durabletask import DurableAIAgentWorker
 from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
-from redis_stream_response_handler import stream_handler
-from support import chat_client, run, scheduler_worker, serve
+from redis_stream import redis_client, stream_ttl
+from redis_stream_callback import RedisStreamCallback
 from tools import get_local_events, get_weather_forecast
 
 INSTRUCTIONS = """\
@@ -14,7 +18,7 @@ Keep to the number of days that you are asked for."""
 
 
 def create_planner() -> Agent:
-    """An agent with two tools, on a model that answers piece by piece. Where the pieces go is the worker's business."""
+    """An ordinary agent with two tools, on a model that answers piece by piece."""
     return Agent(
         client=chat_client(stream=True),
         name="TravelPlanner",
@@ -24,9 +28,10 @@ def create_planner() -> Agent:
 
 
 def create_worker() -> DurableTaskSchedulerWorker:
-    """A worker that hosts the planner, with a callback that hears every update of an answer."""
+    """A worker that hosts the planner, with a callback that receives each piece of an answer."""
     worker = scheduler_worker()
-    DurableAIAgentWorker(worker).add_agent(create_planner(), callback=stream_handler())
+    callback = RedisStreamCallback(redis_client(), stream_ttl())
+    DurableAIAgentWorker(worker).add_agent(create_planner(), callback=callback)
     return worker
 
 
