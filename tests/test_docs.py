@@ -1,9 +1,10 @@
-"""What the Markdown files tell their reader: every command runs, every link leads somewhere, every diagram is one.
+"""The Markdown files are true: every command runs, every link and message exists, every diagram is valid.
 
-Each sample's README is followed in a copy of its folder alone, with a Python that has what requirements.txt brings and
-nothing else. A command of a kind that is not listed below fails the first test: whoever writes it says how it is run.
+Each sample's README is followed in a copy of its folder alone, with a Python that has what requirements.txt installs
+and nothing else. A command of a kind that is not listed below fails the first test: add the kind, and how it is run.
 """
 
+import ast
 import re
 import shlex
 import shutil
@@ -29,7 +30,7 @@ LANGUAGES = {"bash", "text", "mermaid", "python", "powershell"}
 # Commands within the text.
 PROGRAMS = ("python ", "python3 ", "pip ", "docker ", "az ", "cp ", "kill ", "sqlite3 ", ".venv/")
 
-# The kinds of commands. The first are run as a README is followed, the rest by the tests that stand beside them.
+# The kinds of commands. The first are run when a README is followed, the others by the tests in their comments.
 KINDS = {
     "program": r"python (\w+/)?(client|sample|review)\.py\b.*",
     "worker": r"([A-Z_]+=\S+ )?python (\w+/)?worker\.py",
@@ -71,8 +72,7 @@ def commands_in(file: Path) -> Iterator[str]:
     for language, block, code in either.findall(file.read_text(encoding="utf-8")):
         if language == "bash" and not needs_what_is_not_here(block):
             for line in block.replace("\\\n", " ").splitlines():
-                if command := re.sub(r"(^|\s+)#.*", "", line):
-                    yield command
+                yield from filter(None, re.sub(r"(^|\s+)#.*", "", line).split(" && "))
         elif code.startswith(PROGRAMS):
             yield " ".join(code.split())
 
@@ -236,6 +236,7 @@ def test_a_sample_s_readme_in_a_copy_of_its_folder_alone(
 def test_the_top_readme(sample: Callable[[str], Sample], start: Start) -> None:
     # What names no folder is for a folder copied out, as above.
     commands = [command for command in commands_in(ROOT / "README.md") if "python 0" in command]
+    assert [kind_of(command) for command in commands] == ["worker", "program"]
     Reader(ROOT, Path(sys.executable), start, sample("01").environment()).follow(commands)
 
 
@@ -276,6 +277,23 @@ def test_a_sample_by_run_py(command: str, run_py: Callable[..., Process]) -> Non
     assert output_of(words)
 
 
+def alike(output: str) -> list[str]:
+    """The lines without what differs in each run: keys, ports, process numbers, the folder of the state."""
+    output = re.sub(r"\b[0-9a-f]{32}\b", "KEY", output)
+    output = re.sub(r":\d{4,5}\b", ":PORT", output)
+    return re.sub(r"process \d+|state in [^)]+", "…", output).splitlines()
+
+
+def test_the_top_readme_shows_what_is_printed(run_py: Callable[..., Process]) -> None:
+    (shown,) = blocks_in(ROOT / "README.md", "text")
+    process = run_py("01")
+    assert process.wait() == 0, process.errors
+    on_stderr = [line for line in alike(shown) if line.startswith(("Started ", "worker │ "))]
+    assert len(on_stderr) == 3
+    assert alike(process.errors) == on_stderr
+    assert alike(process.output) == [line for line in alike(shown) if line not in on_stderr]
+
+
 def test_the_services(run_py: Callable[..., Process], start: Start) -> None:
     running = []
     for command in all_of("services"):
@@ -308,6 +326,78 @@ def test_the_files_in_commands_exist() -> None:
     for command in all_of("files"):
         for file in re.findall(r"tests/\S+|(?:cp|-r) (\w\S+|\.\S+)", command):
             assert not file or (ROOT / file).exists(), command
+
+
+# Messages and names in the code ------------------------------------------------------------------------------------
+
+OF_OTHERS = {"error: externally-managed-environment", "ModuleNotFoundError: No module named 'agent_framework'"}
+
+
+def texts_in(file: Path) -> Iterator[str]:
+    """The strings of a program, with "…" in place of a value, or with what is printed if there is none."""
+
+    def text_of(part: ast.expr) -> str:
+        if isinstance(part, ast.FormattedValue):
+            part = part.value.values[-1] if isinstance(part.value, ast.BoolOp) else part
+        return str(part.value) if isinstance(part, ast.Constant) else "…"
+
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(map(text_of, node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_the_messages_in_troubleshooting_are_printed_by_the_code() -> None:
+    programs = [ROOT / "run.py", *ROOT.glob("local_services/**/*.py"), *ROOT.glob("[0-9][0-9]_*/**/*.py")]
+    texts = {text for file in programs for text in texts_in(file)}
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| (`.+?`) \| ", page, re.MULTILINE)
+    messages = {message for cell in cells for message in re.findall(r"`([^`]+)`", cell)}
+    assert len(messages) > 30
+    assert messages >= OF_OTHERS
+    unknown = set()
+    for message in messages - OF_OTHERS:
+        parts = [part.strip() for part in re.split(r"…|(?<=\()\d+(?=\))", message) if part.strip()]
+        assert sum(map(len, parts)) > 10, message
+        pattern = re.compile(".*".join(map(re.escape, parts)), re.DOTALL)
+        if not any(pattern.search(text) for text in texts):
+            unknown.add(message)
+    assert not unknown
+
+
+# What the package's own documentation and samples use.
+PUBLIC = {
+    "AgentCallbackContext",
+    "AgentResponseCallbackProtocol",
+    "AgentSessionId",
+    "DurableAIAgent",
+    "DurableAIAgentClient",
+    "DurableAIAgentOrchestrationContext",
+    "DurableAIAgentWorker",
+    "DurableAgentSession",
+}
+
+
+def test_the_inner_parts_that_hosting_uses_are_listed() -> None:
+    page = (ROOT / "docs" / "from-laptop-to-azure.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Before you go to production\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if re.match(r"\| .+\.py \|$", line)]
+    assert len(rows) > 5
+    listed = set()
+    for part, _, files in rows:
+        code = [file.read_text() for name in files.split(", ") for file in list(ROOT.glob(f"0*/hosting/{name}"))[:1]]
+        assert len(code) == len(files.split(", ")), files
+        for name in re.findall(r"`([^`]+)`", part):
+            listed.add(name)
+            assert any(all(word in text for word in name.split(".")) for text in code), name
+
+    for file in ROOT.glob("[0-9][0-9]_*/hosting/*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "agent_framework_durabletask":
+                assert {alias.name for alias in node.names} <= PUBLIC | listed, file
+            if isinstance(node, ast.ImportFrom):
+                assert "._" not in (node.module or ""), file  # no private module
 
 
 # Links and diagrams -----------------------------------------------------------------------------------------------
