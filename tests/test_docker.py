@@ -47,8 +47,10 @@ def build(sample: str, image: Path) -> None:
         for source in sources:
             found = [ROOT / source] if not source.endswith("/") else sorted((ROOT / source).rglob("*"))
             for file in found:
-                if is_in_context(file.relative_to(ROOT).as_posix()):
-                    shutil.copy(file, image)
+                if file.is_file() and is_in_context(file.relative_to(ROOT).as_posix()):
+                    place = image / (file.relative_to(ROOT / source) if source.endswith("/") else file.name)
+                    place.parent.mkdir(exist_ok=True)
+                    shutil.copy(file, place)
     assert (image / "requirements.txt").exists()
     assert (image / "constraints.txt").exists()
 
@@ -75,6 +77,8 @@ def test_nothing_else_gets_into_an_image() -> None:
     assert not is_in_context("01_single_agent/__pycache__/worker.cpython-312.pyc")
     assert not is_in_context("local_services/model.py")
     assert is_in_context("01_single_agent/worker.py")
+    assert is_in_context("01_single_agent/hosting/program.py")
+    assert not is_in_context("01_single_agent/hosting/__pycache__/program.cpython-312.pyc")
 
 
 def test_the_image_does_not_run_as_root() -> None:
