@@ -30,6 +30,7 @@ class Fault:
     reply: str | None = None  # the text to answer
     said_with: dict[str, Any] = field(default_factory=dict)  # more fields of the answer's message
     finish_reason: str = "stop"  # of the answer
+    raw: str | None = None  # the body to send instead of an answer
     matches: Callable[[dict[str, Any]], bool] = lambda request: True
 
 
@@ -87,6 +88,10 @@ class ScriptedModel:
         """Answer with this text; `said_with={"refusal": …}` and `finish_reason` make it another kind of answer."""
         self._faults.append(Fault(times, reply=reply, **fault))
 
+    def send(self, raw: str, times: int = 1000, **fault: Any) -> None:
+        """Send this body instead of an answer."""
+        self._faults.append(Fault(times, raw=raw, **fault))
+
     def heal(self) -> None:
         """End all faults."""
         self._faults.clear()
@@ -109,6 +114,9 @@ class ScriptedModel:
         if fault and fault.status:
             error = {"error": {"code": str(fault.status), "message": fault.message}}
             await JSONResponse(error, fault.status, headers=fault.headers)(scope, receive, send)
+            return
+        if fault and fault.raw is not None:
+            await Response(fault.raw, headers=fault.headers, media_type="application/json")(scope, receive, send)
             return
         if fault and fault.reply is not None:
             await _reply(request, fault, fault.reply)(scope, receive, send)
@@ -165,7 +173,8 @@ def _reply(request: dict[str, Any], fault: Fault, text: str) -> Response:
     message = {"role": "assistant", "content": text, **fault.said_with}
     if not request.get("stream"):
         choice = {"index": 0, "message": message, "finish_reason": fault.finish_reason, "logprobs": None}
-        return JSONResponse({**base, "object": "chat.completion", "choices": [choice]})
+        text = json.dumps({**base, "object": "chat.completion", "choices": [choice]})  # also with half a character
+        return Response(text, media_type="application/json")
     pieces = [(message, None), ({}, fault.finish_reason)]
     lines = [
         json.dumps(

@@ -14,27 +14,31 @@ class ModelConverter(JsonDataConverter):
     """
 
     def serialize(self, value: Any) -> str | None:
-        return super().serialize(to_jsonable_python(value) if isinstance(value, BaseModel) else value)
+        try:
+            return super().serialize(value)
+        except TypeError:  # it holds a model
+            return super().serialize(to_jsonable_python(value))
 
     def deserialize(self, data: str | None, target_type: Any = None) -> Any:
-        if not data or not self._names_model(target_type):
+        if not (models := _models_in(target_type)):
             return super().deserialize(data, target_type)
         try:
-            return TypeAdapter(target_type).validate_json(data)
+            return TypeAdapter(target_type).validate_json(data or "null")
         except ValidationError as error:
             problem = in_words(error)
-        name = getattr(target_type, "__name__", str(target_type))
-        raise ValueError(f"The input is not a valid {name}. {problem}")
+        raise ValueError(f"The input is not a valid {' or '.join(models)}. {problem}")
 
     def can_reconstruct(self, target_type: Any) -> bool:
-        return self._names_model(target_type) or super().can_reconstruct(target_type)
+        return bool(_models_in(target_type)) or super().can_reconstruct(target_type)
 
-    def _names_model(self, declared: Any) -> bool:
-        if isinstance(declared, type) and issubclass(declared, BaseModel):
-            return True
-        return any(self._names_model(part) for part in get_args(declared))  # Model | None, list[Model]
+
+def _models_in(declared: Any) -> list[str]:
+    """The names of the models in a type such as Model, Model | None or list[Model]."""
+    if isinstance(declared, type) and issubclass(declared, BaseModel):
+        return [declared.__name__]
+    return [name for part in get_args(declared) for name in _models_in(part)]
 
 
 def in_words(error: ValidationError) -> str:
     """What is wrong with each field, in one line."""
-    return "; ".join(f"{'.'.join(map(str, one['loc'])) or error.title}: {one['msg']}" for one in error.errors())
+    return "; ".join(": ".join(filter(None, [".".join(map(str, one["loc"])), one["msg"]])) for one in error.errors())

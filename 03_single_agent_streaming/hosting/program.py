@@ -48,12 +48,15 @@ def run(main: Callable[[], None]) -> NoReturn:
         _load_env_files(Path(sys.argv[0]).resolve().parent)
         configure_logging()
         main()
-        sys.stdout.flush()
     except (UsageError, AgentError, grpc.RpcError, ClientAuthenticationError) as error:
         print(printable(explain(error)), file=sys.stderr)
         code = 1 if isinstance(error, AgentError) else 2
     except KeyboardInterrupt:
         code = 130
+    except BrokenPipeError:
+        code = 141
+    try:
+        sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has left, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141

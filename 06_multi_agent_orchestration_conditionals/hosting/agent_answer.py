@@ -35,4 +35,5 @@ def parsed(agent_name: str, response: AgentResponse, model: type[M]) -> M:
         return model.model_validate_json(text)
     except ValidationError as error:
         problem = in_words(error)
-    raise AgentFailed(agent_name, f"The answer is not valid. {problem}. It said: {text[:200]}", "AnswerUnusable")
+    reason = f"The answer is not a valid {model.__name__}. {problem}. It said: {text[:200]}"
+    raise AgentFailed(agent_name, reason, "AnswerUnusable")

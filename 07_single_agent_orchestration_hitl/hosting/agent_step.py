@@ -77,9 +77,10 @@ def _ask(
         unusable += problem.code == "AnswerUnusable"
         pause = min(timedelta(seconds=2 ** min(attempt - 1, 20)), LONGEST_PAUSE)
         at = context.current_utc_datetime + pause
-        if problem.code == "ModelRejected" or unusable == TRIES or at > ends:
-            raise problem
         reason = str(problem).removesuffix(".")
+        if problem.code == "ModelRejected" or unusable == TRIES or at > ends:
+            say(context, agent.name, reason, show)  # others may still be asked
+            raise problem
         say(context, agent.name, f"{reason}. Attempt {attempt + 1} at {at:%H:%M:%S} UTC", show)
         while (try_now := context.wait_for_external_event(TRY_NOW)).is_complete:
             pass  # it came before this pause
@@ -88,7 +89,7 @@ def _ask(
         if conversation is session:
             conversation, message = agent.create_session(), retry_message or message
         else:
-            named = conversation.durable_session_id
+            named: Any = conversation.durable_session_id
             context.signal_entity(EntityInstanceId(named.entity_name, named.key), "reset")
     raise AssertionError("unreachable")
 
