@@ -59,7 +59,7 @@ class ModelErrors(ChatMiddleware):
         if isinstance(cause, ClientAuthenticationError):
             why = cause.message.partition("\n")[0]
             return ModelFailed(f"No Azure identity for the model: run 'az login', or set AZURE_OPENAI_API_KEY. {why}")
-        if isinstance(cause, (asyncio.TimeoutError, APITimeoutError)):
+        if isinstance(cause, (asyncio.TimeoutError, APITimeoutError)) and "Cannot connect" not in str(cause.__cause__):
             return ModelFailed(f"No answer from {self._model} within {self._limit:g} s (MODEL_TIMEOUT_SECONDS).")
         if not isinstance(cause, APIError):
             return ModelFailed(f"{self._model} does not answer in OpenAI's format ({type(cause).__name__}: {cause}).")
