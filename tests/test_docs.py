@@ -100,6 +100,12 @@ def test_blocks_are_well_formed(file: Path) -> None:
             assert "".join(service) in COMPOSE["services"], block
 
 
+@by_file
+def test_ports_are_published_on_this_machine_only(file: Path) -> None:
+    for command in re.findall(r"docker run [^`\n]*", file.read_text(encoding="utf-8")):
+        assert all(port.startswith("127.0.0.1:") for port in re.findall(r"-p (\S+)", command)), command
+
+
 # The samples' own -------------------------------------------------------------------------------------------------
 
 
