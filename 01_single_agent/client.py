@@ -35,6 +35,9 @@ def main() -> None:
             say(joker, session, text)
         if arguments.chat:
             chat(joker, session)
+    except KeyboardInterrupt:
+        print()  # after the terminal's ^C
+        raise
     finally:
         print(f'To continue:\n  {command()} --session {key_of(session)} "What did I ask first?"', flush=True)
 

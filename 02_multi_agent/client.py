@@ -57,6 +57,9 @@ def main() -> None:
                 print(f"{agent}: {printable(conversations.ask(agent, question))}\n", flush=True)
             else:
                 print("No expert for this: it is neither physics nor chemistry.\n", flush=True)
+    except KeyboardInterrupt:
+        print()  # after the terminal's ^C
+        raise
     finally:
         asked = f" --agent {arguments.agent}" if arguments.agent else ""
         print(

@@ -1,20 +1,32 @@
-"""Sample 01 end to end: worker, client, scheduler and model as processes of their own."""
+"""Sample 01 end to end: worker, client, scheduler and model are separate processes."""
 
-import json
+import os
+import pty
 import re
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from agent_framework_durabletask import AgentSessionId, DurableAgentState
+from agent_framework import AgentResponse, Message
+from agent_framework_durabletask import (
+    AgentSessionId,
+    DurableAgentState,
+    DurableAgentStateRequest,
+    DurableAgentStateResponse,
+    RunRequest,
+)
 from conftest import ROOT, Process, Sample, Start, eventually
 from durabletask.azuremanaged.client import DurableTaskSchedulerClient
 from durabletask.entities import EntityInstanceId
@@ -115,32 +127,153 @@ def test_a_key_that_names_no_conversation_yet_is_pointed_out(joker: Sample) -> N
     assert joker.run_client("--session", "tuesday", "Hello again").errors == ""
 
 
-def test_chat_goes_on_after_an_error(joker: Sample, model: ScriptedModel) -> None:
+def test_worker_and_client_in_one_process(joker: Sample) -> None:
+    sample = joker.run_client(program="sample.py")
+    assert sample.wait() == 0, sample.errors
+    assert len(answers(sample)) == 2
+    assert sample.errors == ""
+
+
+# --chat -----------------------------------------------------------------------------------------------------------
+
+
+def type_lines(client: Process, *lines: str) -> None:
+    assert client.popen.stdin
+    for line in lines:
+        client.popen.stdin.write(line + "\n")
+    client.popen.stdin.flush()
+
+
+class Terminal:
+    """client.py at a terminal."""
+
+    def __init__(self, sample: Sample, *arguments: str, program: str = "client.py") -> None:
+        self.output = ""
+        self._screen, keyboard = pty.openpty()
+        # The first process of a session that opens a terminal is the one that its Ctrl-C interrupts.
+        opening = "import os, sys; os.open(sys.argv[1], os.O_RDWR); os.execv(sys.argv[2], sys.argv[2:])"
+        self.popen = subprocess.Popen(
+            [sys.executable, "-c", opening, os.ttyname(keyboard), sys.executable, program, *arguments],
+            cwd=sample.folder,
+            env=sample.environment(TERM="xterm"),
+            stdin=keyboard,
+            stdout=keyboard,
+            stderr=keyboard,
+            start_new_session=True,
+        )
+        os.close(keyboard)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with suppress(OSError):  # its end
+            while piece := os.read(self._screen, 65536):
+                self.output += piece.decode(errors="replace")
+
+    def type(self, text: str) -> None:
+        """Press these keys."""
+        os.write(self._screen, text.encode())
+
+    def wait_for(self, text: str, times: int = 1) -> None:
+        """Wait until it is on the screen, so many times."""
+        eventually(lambda: self.output.count(text) >= times, f"{text!r} in {self.output!r}")
+
+    def wait(self) -> int:
+        """The exit code, once it has ended."""
+        code = self.popen.wait(60)
+        self._reader.join(5)
+        os.close(self._screen)
+        return code
+
+
+def test_a_chat_continues_after_an_error(joker: Sample, model: ScriptedModel) -> None:
     joker.start_worker()
     client = joker.start_client("--chat")
-    assert client.popen.stdin
     model.fail(400, "too funny", matches=lambda request: "poison" in str(request["messages"][-1]["content"]))
-    for line in ("Tell me a joke about a cat.", "poison", "", "What did I ask first?", "exit"):
-        client.popen.stdin.write(line + "\n")
-        client.popen.stdin.flush()
+    type_lines(client, "Tell me a joke about a cat.", "poison", "", "What did I ask first?", "exit")
     assert client.wait() == 0, client.errors
     assert "too funny" in client.output
     assert "Tell me a joke about a cat." in answers(client)[-1]
-    assert key_of(client)
+    assert len(model.requests) == 3, "an empty line is no message"
+    assert f"python client.py --session {key_of(client)}" in client.output
+
+
+def test_a_chat_continues_after_a_message_that_is_too_large(joker: Sample, model: ScriptedModel) -> None:
+    joker.start_worker()
+    client = joker.start_client("--chat")
+    type_lines(client, "Tell me a joke about a cat.", "é" * 300_000, "What did I ask first?")
+    assert client.popen.stdin
+    client.popen.stdin.close()
+    assert client.wait() == 0, client.errors
+    assert "The conversation is full" in client.output
+    assert "Tell me a joke about a cat." in answers(client)[-1]
+    assert len(model.requests) == 2
+
+
+def test_a_message_given_with_chat_is_said_first(joker: Sample, model: ScriptedModel) -> None:
+    joker.start_worker()
+    client = joker.start_client("--chat", "Tell me a joke about a cat.")
+    type_lines(client, "What did I ask first?", "quit")
+    assert client.wait() == 0, client.errors
+    assert "Tell me a joke about a cat." in answers(client)[-1]
+    assert len(model.requests) == 2, "quit ends the chat, and is not said to Joker"
+
+
+def test_a_key_without_a_message_opens_the_chat(joker: Sample, model: ScriptedModel) -> None:
+    joker.start_worker()
+    key = key_of(joker.run_client("Tell me a joke about a cat."))
+    client = joker.start_client("--session", key)
+    type_lines(client, "What did I ask first?", "exit")
+    assert client.wait() == 0, client.errors
+    assert "Tell me a joke about a cat." in answers(client)[-1]
+    assert len(model.requests) == 2, "the demonstration is not played"
 
 
 def test_the_end_of_input_ends_a_chat(joker: Sample) -> None:
     joker.start_worker()
     client = joker.run_client("--chat")
     assert client.wait() == 0
-    assert "Traceback" not in client.errors
+    assert client.errors == ""
 
 
-def test_worker_and_client_in_one_process(joker: Sample) -> None:
-    sample = joker.run_client(program="sample.py")
-    assert sample.wait() == 0, sample.errors
-    assert len(answers(sample)) == 2
-    assert sample.errors == ""
+def test_a_line_can_be_edited(joker: Sample, model: ScriptedModel) -> None:
+    joker.start_worker()
+    terminal = Terminal(joker, "--chat")
+    terminal.wait_for("You:   ")
+    terminal.type("My name is Ad.\x1b[D\x1b[Ca\x1b[D\x1b[D\x08\x1b[Cda\x1b[C\x7f\n")  # left, right, backspace
+    terminal.wait_for("Joker: ")
+    terminal.wait_for("You:   ", 2)
+    terminal.type("\x1b[A\n")  # up: the line before
+    terminal.wait_for("Joker: ", 2)
+    terminal.wait_for("You:   ", 3)
+    terminal.type("\x04")
+    assert terminal.wait() == 0
+    said = texts(model.requests[1])
+    assert "\x1b" not in said[0]
+    assert said[2] == said[0]
+
+
+def test_ctrl_c_at_the_prompt_says_how_to_come_back(joker: Sample) -> None:
+    joker.start_worker()
+    terminal = Terminal(joker, "--chat")
+    terminal.wait_for("You:   ")
+    terminal.type("half a li\x03")
+    assert terminal.wait() == 130
+    lines = terminal.output.splitlines()
+    key = lines[0].removeprefix("Conversation ")
+    assert lines[-2:] == ["To continue:", f'  python client.py --session {key} "What did I ask first?"']
+    assert "Traceback" not in terminal.output
+
+
+def test_ctrl_c_during_an_answer_says_how_to_come_back(joker: Sample, model: ScriptedModel) -> None:
+    model.held = threading.Event()
+    joker.start_worker()
+    terminal = Terminal(joker, "Hello")
+    eventually(lambda: model.requests, "the model is asked")
+    terminal.type("\x03")
+    assert terminal.wait() == 130
+    assert terminal.output.splitlines()[-2] == "To continue:"
+    assert "Traceback" not in terminal.output
 
 
 # What survives ----------------------------------------------------------------------------------------------------
@@ -163,7 +296,7 @@ def test_a_worker_killed_in_the_middle_of_a_model_call_is_replaced(joker: Sample
     ]
 
 
-def test_a_question_asked_while_no_worker_runs_is_answered_when_one_does(joker: Sample) -> None:
+def test_a_question_asked_while_no_worker_runs_is_answered_later(joker: Sample) -> None:
     client = joker.start_client("Tell me a joke about a cat.")
     client.wait_for("You: ")
     joker.start_worker()
@@ -171,7 +304,7 @@ def test_a_question_asked_while_no_worker_runs_is_answered_when_one_does(joker: 
     assert answers(client)
 
 
-def test_a_stopping_worker_hands_its_work_back_at_once_and_ends_in_bounded_time(
+def test_a_stopping_worker_returns_its_work_immediately_and_ends_in_bounded_time(
     joker: Sample, model: ScriptedModel
 ) -> None:
     model.held = threading.Event()
@@ -181,7 +314,7 @@ def test_a_stopping_worker_hands_its_work_back_at_once_and_ends_in_bounded_time(
     joker.start_worker()
     worker.signal(signal.SIGTERM)
     eventually(lambda: len(model.requests) == 2, "the other worker asks")
-    assert worker.popen.poll() is None, "the first had time left to end in"
+    assert worker.popen.poll() is None, "the first still has time to end"
     assert worker.wait(30) == 0
     assert worker.errors == ""
     model.held.set()
@@ -201,7 +334,7 @@ def test_a_client_that_leaves_finds_its_answer_later(joker: Sample, model: Scrip
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_idle_worker_stops_when_told(number: int, joker: Sample) -> None:
+def test_an_idle_worker_stops_at_a_signal(number: int, joker: Sample) -> None:
     worker = joker.start_worker()
     worker.signal(number)
     assert worker.wait(10) == 0
@@ -209,11 +342,10 @@ def test_an_idle_worker_stops_when_told(number: int, joker: Sample) -> None:
 
 
 def test_a_forgotten_worker_with_other_agents_does_no_harm(joker: Sample, start: Start, tmp_path: Path) -> None:
-    source = (joker.folder / "worker.py").read_text().replace('"Joker"', '"Stranger"')
-    (tmp_path / "worker.py").write_text(source)
-    for name in ("support.py", "long_conversation.py"):
-        (tmp_path / name).write_text((joker.folder / name).read_text())
-    stranger = start(sys.executable, "worker.py", cwd=tmp_path, env=joker.environment())
+    folder = copy_of(joker.folder, tmp_path)
+    source = (folder / "worker.py").read_text().replace('"Joker"', '"Stranger"')
+    (folder / "worker.py").write_text(source)
+    stranger = start(sys.executable, "worker.py", cwd=folder, env=joker.environment())
     stranger.wait_for("Worker ready")
     client = joker.start_client("Hello")
     client.wait_for("You: ")
@@ -222,18 +354,18 @@ def test_a_forgotten_worker_with_other_agents_does_no_harm(joker: Sample, start:
     assert answers(client)
 
 
-def test_many_model_calls_are_under_way_at_once(
+def test_many_model_calls_run_in_parallel(
     joker: Sample, model: ScriptedModel, modules: Callable[[str, str], ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in joker.settings.items():
         monkeypatch.setenv(name, value)
-    support = modules("01", "support")
+    client = modules("01", "hosting.scheduler").scheduler_client()
+    agents = modules("01", "hosting.agent_client").AgentClient(client)
     model.held = threading.Event()
     joker.start_worker()
-    agents = support.agent_client(["Joker"])
     with ThreadPoolExecutor(30) as pool:
         asked = [pool.submit(agents.get_agent("Joker").run, f"Joke number {number}") for number in range(30)]
-        eventually(lambda: len(model.requests) == 30, "30 calls under way")
+        eventually(lambda: len(model.requests) == 30, "30 calls in parallel")
         model.held.set()
         assert all(answer.result().text for answer in asked)
 
@@ -299,12 +431,81 @@ def test_azure_openai_wins_where_both_are_set(joker: Sample, model: ScriptedMode
     assert model.requests
 
 
-@pytest.mark.parametrize("arguments", [[""], ["--session", "", "Hello"], ["--session", "a@b", "Hello"]])
-def test_arguments_that_make_no_sense(arguments: list[str], joker: Sample) -> None:
-    client = joker.run_client(*arguments)
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([""], "message"),
+        (["  "], "message"),
+        (["--session", "", "Hello"], "--session"),
+        (["--session", "a@b", "Hello"], "--session"),
+        (["--timeout", "-3", "Hello"], "--timeout"),
+        (["--timeout", "0", "Hello"], "--timeout"),
+        (["--timeout", "nan", "Hello"], "--timeout"),
+        (["--timeout", "soon", "Hello"], "--timeout"),
+        (["Hello", "again"], "again"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments: list[str], named: str, joker: Sample) -> None:
+    client = joker.run_client(*arguments, ENDPOINT="http://127.0.0.1:9")
     assert client.wait() == 2
+    assert client.output == ""
+    assert client.errors.startswith("usage: ")
+    assert re.match(f"client.py: error: .*{named}", client.errors.splitlines()[-1])
+
+
+def test_the_command_line_is_checked_before_anything_starts(joker: Sample) -> None:
+    client = joker.run_client("--timeout", "nan", program="sample.py", AZURE_OPENAI_ENDPOINT="")
+    assert client.wait() == 2
+    assert client.output == ""
+    assert "sample.py: error: argument --timeout" in client.errors
+
+
+def test_help_needs_neither_model_nor_scheduler(joker: Sample) -> None:
+    client = joker.run_client("--help", program="sample.py", ENDPOINT="http://127.0.0.1:9", AZURE_OPENAI_ENDPOINT="")
+    assert client.wait() == 0
+    assert "--chat" in client.output
+    assert client.errors == ""
+
+
+def test_a_client_that_fails_next_to_its_worker_says_why(joker: Sample, model: ScriptedModel) -> None:
+    model.fail(400, "too hot")
+    client = joker.run_client("Hello", program="sample.py")
+    assert client.wait() == 1
+    assert "too hot" in client.errors.splitlines()[-1]
     assert "Traceback" not in client.errors
-    assert client.errors
+
+
+def test_a_reader_of_the_output_who_leaves(joker: Sample) -> None:
+    joker.start_worker()
+    client = joker.start_client()
+    client.wait_for("Conversation ")
+    assert client.popen.stdout
+    client.popen.stdout.close()
+    assert client.wait() == 141
+    assert client.errors == ""
+
+
+def test_half_a_character_poisons_no_conversation(joker: Sample, model: ScriptedModel) -> None:
+    joker.start_worker()
+    client = joker.run_client("My name is Ada, from caf\udce9.")  # the byte e9 alone, as $'caf\xe9' passes it
+    assert client.wait() == 0, client.errors
+    assert "caf\ufffd" in texts(model.requests[0])[0]
+    model.say("half of one: \ud83d", times=1)
+    assert joker.run_client("--session", key_of(client), "Hello").wait() == 0
+    again = joker.run_client("--session", key_of(client), "What is my name?")
+    assert again.wait() == 0, again.errors
+    assert "Ada" in answers(again)[0]
+
+
+def test_what_a_model_writes_does_not_steer_the_terminal(joker: Sample, model: ScriptedModel) -> None:
+    model.say("\x1b]0;title\x07A \x1b[31mred\x9b2J \u202ejoke\r\x08.\tYes\nand no", times=1)
+    joker.start_worker()
+    client = joker.run_client("Hello")
+    assert client.wait() == 0
+    assert answers(client) == ["]0;titleA [31mred2J joke.\tYes\nand no"]
+    model.fail(400, "\x1b[31mno")
+    client = joker.run_client("Hello \x1b[31myou")
+    assert "\x1b" not in client.output + client.errors
 
 
 def test_no_worker(joker: Sample) -> None:
@@ -336,7 +537,7 @@ def test_no_identity_for_the_model(joker: Sample, tmp_path: Path) -> None:
     assert_one_line(joker.run_client("Hello"), 1, "az login", "AZURE_OPENAI_API_KEY")
 
 
-def test_a_model_out_of_reach(joker: Sample) -> None:
+def test_an_unreachable_model(joker: Sample) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -345,18 +546,51 @@ def test_a_model_out_of_reach(joker: Sample) -> None:
 
 
 def test_a_model_that_recovers_is_asked_again(joker: Sample, model: ScriptedModel) -> None:
-    model.fail(500, times=2)
+    model.fail(500, times=1)
     joker.start_worker()
     assert joker.run_client("Hello").wait() == 0
 
 
-def test_the_conversation_goes_on_after_a_failed_turn(joker: Sample, model: ScriptedModel) -> None:
+def test_a_conversation_continues_after_a_failed_turn(joker: Sample, model: ScriptedModel) -> None:
     joker.start_worker()
     key = key_of(joker.run_client("My name is Ada."))
     model.fail(400, "no")
     assert joker.run_client("--session", key, "What is my name?").wait() == 1
     model.heal()
     again = joker.run_client("--session", key, "What is my name?")
+    assert "Ada" in answers(again)[0]
+
+
+NO_ANSWERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cut off at the length": ("Half of an", {"finish_reason": "length"}),
+    "content filter": ("Half of", {"finish_reason": "content_filter"}),
+    "The model's answer is empty": (" \n", {}),
+    "The model refuses: I will not": ("", {"said_with": {"content": None, "refusal": "I will not."}}),
+    "a tool that it was not offered: rm": (
+        "",
+        {
+            "finish_reason": "tool_calls",
+            "said_with": {
+                "content": None,
+                "tool_calls": [{"id": "1", "type": "function", "function": {"name": "rm", "arguments": "{}"}}],
+            },
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("problem", NO_ANSWERS)
+def test_what_is_no_answer_is_an_error_and_the_conversation_continues(
+    problem: str, joker: Sample, model: ScriptedModel
+) -> None:
+    joker.start_worker()
+    key = key_of(joker.run_client("My name is Ada."))
+    text, kind = NO_ANSWERS[problem]
+    model.say(text, **kind)
+    assert_one_line(joker.run_client("--session", key, "What is my name?"), 1, problem)
+    model.heal()
+    again = joker.run_client("--session", key, "What is my name?")
+    assert again.wait() == 0, again.errors
     assert "Ada" in answers(again)[0]
 
 
@@ -391,14 +625,91 @@ def test_no_secret_is_printed(joker: Sample) -> None:
     assert "s3cr3t-key" not in worker.output + worker.errors + client.output + client.errors
 
 
+def copy_of(folder: Path, target: Path) -> Path:
+    """The sample's folder alone, without the option that a reader may delete."""
+    ignored = shutil.ignore_patterns("__pycache__", ".env", "long_conversation.py")
+    return Path(shutil.copytree(folder, target / "copy", ignore=ignored))
+
+
 def test_the_folder_runs_alone(joker: Sample, start: Start, tmp_path: Path) -> None:
-    """Copied out, with a .env beside it, away from the collection."""
-    for file in joker.folder.glob("*.py"):
-        (tmp_path / file.name).write_text(file.read_text())
-    (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in joker.settings.items()))
+    """Copied out, with a .env in it, and started from elsewhere."""
+    folder = copy_of(joker.folder, tmp_path)
+    (folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in joker.settings.items()))
     environment = {name: value for name, value in joker.environment().items() if name not in joker.settings}
-    worker = start(sys.executable, "worker.py", cwd=tmp_path, env=environment)
+    worker = start(sys.executable, "worker.py", cwd=folder, env=environment)
     worker.wait_for("Worker ready")
-    client = start(sys.executable, tmp_path / "client.py", "Hello", cwd=ROOT, env=environment)
+    client = start(sys.executable, folder / "client.py", "Hello", cwd=ROOT, env=environment)
     assert client.wait() == 0, client.errors
-    assert json.dumps(answers(client)[0])
+    assert answers(client)
+    assert f"python {folder}/client.py --session {key_of(client)}" in client.output
+
+
+# How a client looks at a conversation ------------------------------------------------------------------------------
+
+
+class OneConversation:
+    """A client of a scheduler that holds one conversation, with a time stamp that the test decides."""
+
+    def __init__(self) -> None:
+        self.asked: list[RunRequest] = []
+        self.looks: list[bool] = []  # at each, whether the state was fetched
+        self.modified = datetime(2026, 1, 1, tzinfo=timezone.utc)
+        self.conversation = DurableAgentState()
+
+    def get_entity(self, _: Any, include_state: bool = True) -> Any:
+        self.looks.append(include_state)
+        state = self.conversation.to_json()
+        return SimpleNamespace(last_modified=self.modified, get_state=lambda: state if include_state else None)
+
+    def signal_entity(self, _: Any, operation: str, request: dict[str, Any]) -> None:
+        assert operation == "run"
+        self.asked.append(RunRequest.from_dict(request))
+
+    def answer(self, question: str, text: str) -> None:
+        """Store a turn."""
+        request = next(one for one in self.asked if one.message == question)
+        response = AgentResponse(messages=[Message("assistant", [text])], created_at=self.modified.isoformat())
+        self.conversation.data.conversation_history += [
+            DurableAgentStateRequest.from_run_request(request),
+            DurableAgentStateResponse.from_run_response(request.correlation_id, response),
+        ]
+
+
+def test_two_answers_of_the_same_millisecond_are_both_seen(modules: Callable[[str, str], ModuleType]) -> None:
+    scheduler = OneConversation()
+    joker = modules("01", "hosting.agent_client").AgentClient(scheduler, timeout=20).get_agent("Joker")
+    session = joker.create_session()
+    with ThreadPoolExecutor() as pool:
+        first, second = (pool.submit(joker.run, question, session=session) for question in ("first", "second"))
+        eventually(lambda: len(scheduler.asked) == 2, "both questions are asked")
+        scheduler.answer("first", "one " * 5_000)  # long enough to be looked at by its time stamp
+        assert first.result().text.startswith("one")
+        eventually(lambda: not scheduler.looks[-1], "the second sees nothing new")
+        scheduler.answer("second", "two")
+        assert second.result().text == "two"
+
+
+def test_a_long_conversation_is_fetched_when_it_has_changed_and_every_two_seconds(
+    modules: Callable[[str, str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=100.0)
+    module = modules("01", "hosting.conversation")
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    scheduler, session = OneConversation(), module.session_of("Joker", "key")
+    conversations = module.StoredConversations(scheduler)
+    scheduler.signal_entity(None, "run", RunRequest("Hello", correlation_id="1").to_dict())
+
+    def look() -> tuple[bool, list[bool]]:
+        scheduler.looks.clear()
+        return bool(conversations.newer(session)), list(scheduler.looks)
+
+    assert look() == look() == (True, [True]), "a short one is fetched at every look"
+    scheduler.answer("Hello", "one " * 5_000)
+    assert look() == (True, [True])
+    assert look() == (False, [False]), "a long one is not, while its time stamp is the same"
+    scheduler.modified += timedelta(milliseconds=1)
+    assert look() == (True, [False, True])
+    clock.now += 1.9
+    assert look() == (False, [False])
+    clock.now += 0.1
+    assert look() == (True, [True]), "the time stamp may be too coarse to tell"
