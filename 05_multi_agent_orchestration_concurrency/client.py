@@ -3,13 +3,14 @@
 import argparse
 import json
 
-from durabletask.client import OrchestrationState
 from hosting.instance import add_waiting_arguments, announce, start_or_resume
 from hosting.program import run
 from hosting.scheduler import scheduler_client
 from hosting.status import shown
 from hosting.terminal import printable
 from hosting.waiting import OrchestrationFailed, watch
+
+from durabletask.client import OrchestrationState
 
 ORCHESTRATION = "multi_agent_concurrent_orchestration"
 DEMO = "What is temperature?"

@@ -1,9 +1,10 @@
 """The pattern: two agents asked at the same time, and their answers joined."""
 
-from agent_framework_durabletask import DurableAIAgentOrchestrationContext
-from durabletask.task import OrchestrationContext
 from hosting.agent_step import Step, ask
 from hosting.parallel import in_parallel
+
+from agent_framework_durabletask import DurableAIAgentOrchestrationContext
+from durabletask.task import OrchestrationContext
 from models import Question
 
 

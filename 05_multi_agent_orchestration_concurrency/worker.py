@@ -1,11 +1,12 @@
 """Asks two agents in parallel. PhysicistAgent and ChemistAgent answer one question, in one orchestration."""
 
-from agent_framework import Agent
-from agent_framework_durabletask import DurableAIAgentWorker
-from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 from hosting.chat_client import chat_client
 from hosting.program import run
 from hosting.scheduler import scheduler_worker, serve
+
+from agent_framework import Agent
+from agent_framework_durabletask import DurableAIAgentWorker
+from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 from orchestration import multi_agent_concurrent_orchestration
 
 
