@@ -189,7 +189,7 @@ class OrchestrationDouble:
         return self._call(Call(AGENT, entity.entity.removeprefix("dafx-"), input["message"], entity.key))
 
     def signal_entity(self, entity: EntityInstanceId, operation: str, input: Any = None) -> None:
-        assert operation == "reset"
+        assert operation == "delete"
         self.emptied.append(entity.key)
 
     def call_activity(self, activity: Any, *, input: Any = None, **_: Any) -> CompletableTask[Any]:

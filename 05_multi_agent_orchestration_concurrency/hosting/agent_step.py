@@ -90,7 +90,8 @@ def _ask(
             conversation, message = agent.create_session(), retry_message or message
         else:
             named: Any = conversation.durable_session_id
-            context.signal_entity(EntityInstanceId(named.entity_name, named.key), "reset")
+            # Not "reset", which in this version of the package calls itself without end.
+            context.signal_entity(EntityInstanceId(named.entity_name, named.key), "delete")
     raise AssertionError("unreachable")
 
 
