@@ -11,7 +11,7 @@ from hosting.program import AgentError, run
 from hosting.scheduler import scheduler_client
 from hosting.terminal import ProgressLine, command, printable, seconds
 
-from redis_stream import redis_client, stream_ttl
+from redis_stream import interruptible, redis_client, stream_ttl
 from redis_stream_response_handler import START, RedisStreamResponseHandler, StreamChunk
 
 DEMO = "Plan a 3-day trip to Tokyo next week. I like food and gardens."
@@ -30,11 +30,12 @@ def main() -> None:
     if arguments.message:
         if arguments.session and not agents.stored_conversation(session).message_count:
             print("(Nothing was said in it yet: it begins now.)", file=sys.stderr)
-        print(f"You: {printable(arguments.message)}\n", flush=True)
+        print(f"You: {printable(arguments.message)}\n")
         # Returns immediately. From here on the answer is written, whether or not anybody reads it.
         question = planner.run(arguments.message, session=session, options={"wait_for_response": False}).response_id
     handler = RedisStreamResponseHandler(redis, ttl, lambda _: agents.stored_conversation(session), arguments.timeout)
-    asyncio.run(follow(handler, key_of(session), arguments.cursor, question, arguments.disconnect_after))
+    reading = follow(handler, key_of(session), arguments.cursor, question, arguments.disconnect_after)
+    asyncio.run(interruptible(reading))
 
 
 async def follow(
@@ -42,10 +43,10 @@ async def follow(
 ) -> None:
     """Print an answer chunk by chunk. Raises AgentError if it fails, or fails to appear."""
     resume, pieces, silence, progress = f"{command()} --session {key}", 0, 0, ProgressLine()
-    async with handler:
-        if question:
-            await handler.announce(key, question)
-        try:
+    try:
+        async with handler:
+            if question:
+                await handler.announce(key, question)
             async for chunk in handler.read_stream(key, cursor, question):
                 if chunk == StreamChunk(chunk.entry_id):
                     silence += 1  # seconds
@@ -58,21 +59,21 @@ async def follow(
                 if chunk.notice:  # about the answer, or about how it comes
                     print(f"\n\n[{chunk.notice}]\n", file=sys.stdout if chunk.restarted else sys.stderr, flush=True)
                 print(printable(chunk.text), end="", flush=True)
+                pieces += bool(chunk.text)
                 if chunk.entry_id != START:
                     resume = f"{command()} --session {key} --cursor {chunk.entry_id}"
                 if chunk.error:
-                    print(flush=True)
+                    print("\n" if pieces else "", end="", flush=True)
                     raise AgentError(chunk.error if chunk.is_done else f"{chunk.error}\nTo read on:\n  {resume}")
                 if chunk.is_done:
                     print(f'\n\nTo continue:\n  {command()} --session {key} "What if it rains?"')
                     return
-                pieces += bool(chunk.text)
                 if pieces == at_most:
                     print(f"\n\n[Disconnected after {pieces} chunks.] To read on:\n  {resume}")
                     return
-        except asyncio.CancelledError:  # Ctrl-C, which takes effect where this function waits: never after half a chunk
-            print(f"\n\n[Interrupted; the answer is written without you.] To read on:\n  {resume}", flush=True)
-            raise
+    except asyncio.CancelledError:  # Ctrl-C; it takes effect where this function waits, so never after half a chunk
+        print(f"\n\n[Interrupted; the answer is written without you.] To read on:\n  {resume}", flush=True)
+        raise
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -1,7 +1,8 @@
 """What writer and reader agree on: where Redis is, and what a conversation's stream holds."""
 
+import asyncio
 import math
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -82,3 +83,15 @@ def text_of(response: AgentResponse) -> str:
     """All of the text in a response, put together as its pieces are."""
     contents = (content for message in response.messages for content in message.contents)
     return "".join(content.text or "" for content in contents if content.type == "text")
+
+
+async def interruptible(reading: Coroutine[Any, Any, None]) -> None:
+    """Read until the end, or until Ctrl-C, which cancels the task that `asyncio.run` starts: here, one that waits."""
+    task = asyncio.create_task(reading)
+    try:
+        await asyncio.wait([task])
+    finally:
+        while not task.done():  # redis-py sends by asyncio.wait_for, which may lose a cancellation before Python 3.12
+            task.cancel()
+            await asyncio.wait([task], timeout=0.1)
+    await task
