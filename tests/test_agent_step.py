@@ -140,8 +140,9 @@ def test_reason_and_next_attempt_are_in_the_custom_status(asking: Asking) -> Non
     assert (double.headline, double.shown) == ("Judge has answered", "so far")
 
 
-def test_a_further_attempt_in_a_session_is_made_outside_it_with_its_own_words(asking: Asking) -> None:
-    double = asking(in_session=True, retry_message="Judge this: a cat.")
+@pytest.mark.parametrize("in_session", [True, False])
+def test_a_retry_is_made_in_a_new_conversation_with_its_own_words(in_session: bool, asking: Asking) -> None:
+    double = asking(in_session=in_session, retry_message="Judge this: a cat.")
     for _ in range(50):
         double.fail("The model failed (500)")
         double.fire_timer()
@@ -151,17 +152,24 @@ def test_a_further_attempt_in_a_session_is_made_outside_it_with_its_own_words(as
     assert {call.input for call in others} == {"Judge this: a cat."}
     (other,) = {call.conversation for call in others}
     assert other != first.conversation
-    assert double.emptied == [other] * 49, "emptied before each further attempt"
+    assert double.emptied == [other] * 49, "emptied before each further retry"
 
 
-def test_without_a_session_all_attempts_share_one_conversation(asking: Asking) -> None:
-    double = asking()
-    for _ in range(50):
-        double.fail("The model failed (500)")
-        double.fire_timer()
-    double.answer("It is fine.")
-    (key,) = {call.conversation for call in double.asked}
-    assert double.emptied == [key] * 50
+def test_the_next_step_in_a_session_is_asked_where_the_agent_has_answered(step: ModuleType) -> None:
+    from agent_framework_durabletask import DurableAIAgentOrchestrationContext
+
+    def orchestrator(context: Any, _: Any) -> Generator[Any, Any, Any]:
+        agent = DurableAIAgentOrchestrationContext(context).get_agent("Judge")
+        session = agent.create_session()
+        yield from step.ask(context, agent, "Write.", session=session)
+        return (yield from step.ask(context, agent, "Improve that.", session=session))
+
+    double = OrchestrationDouble(orchestrator)
+    double.fail("The model failed (500)")
+    double.fire_timer()
+    double.answer("A sentence.")
+    failed, answered, next_step = double.asked
+    assert failed.conversation != answered.conversation == next_step.conversation
 
 
 # TryNow -----------------------------------------------------------------------------------------------------------
@@ -211,7 +219,7 @@ def test_a_pause_that_was_cut_short_does_not_end_a_later_one(asking: Asking) -> 
 def test_a_call_without_an_answer_is_waited_for_and_not_made_again(asking: Asking) -> None:
     double = asking(show="so far")
     assert double.fire_timer() == 600
-    assert double.headline == "waiting for Judge since 00:00:00 UTC: does a running worker host it?"
+    assert double.headline == "waiting for Judge since 00:00 UTC: does a running worker host it?"
     assert double.shown == "so far"
     double.answer("It is fine.")
     assert double.output == "It is fine."

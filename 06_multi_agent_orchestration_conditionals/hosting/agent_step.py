@@ -1,11 +1,7 @@
-"""One agent call as a step of an orchestration: asked, checked, and asked again for as long as the model is away.
-
-Orchestrator code: no clock, no randomness, no environment, no I/O.
-"""
+"""One agent call as a step of an orchestration: asked, checked, and asked again for as long as the model is away."""
 
 from collections.abc import Callable, Generator
 from datetime import datetime, timedelta
-from itertools import count
 from typing import Any, TypeAlias, TypeVar
 
 from agent_framework import AgentResponse
@@ -32,8 +28,8 @@ def ask(context: OrchestrationContext, agent: DurableAIAgent[Any], message: str,
     """The agent's answer: `text = yield from ask(context, agent, "Write …")`.
 
     While the model is away, this waits and asks again, with durable timers; the first line of the custom status says
-    why, and when. A retry is made in another conversation, emptied each time: a failed attempt leaves its question in
-    its conversation, and the agent would read it twice.
+    why, and when. A failed attempt leaves its question in the conversation, and the agent would read it twice: so a
+    retry, and the session with it, moves to a new conversation, which is emptied before each further retry.
 
     Options:
         session: the conversation to ask in, with what was said before.
@@ -64,10 +60,12 @@ def _ask(
     show: str = "",
     patience: timedelta = DAY,
 ) -> Step[T]:
-    ends, unusable, conversation = context.current_utc_datetime + patience, 0, session or agent.create_session()
-    for attempt in count(1):
+    ends, session = context.current_utc_datetime + patience, session or agent.create_session()
+    attempt = unusable = 0
+    while True:
+        attempt += 1
         say(context, agent.name, f"asking {agent.name}" + (f", attempt {attempt}" if attempt > 1 else ""), show)
-        response = yield from _answer(context, agent, agent.run(message, session=conversation), ends, show)
+        response = yield from _answer(context, agent, agent.run(message, session=session), ends, show)
         try:
             answer = read(agent.name, response)
             say(context, agent.name, None, show)
@@ -86,20 +84,19 @@ def _ask(
             pass  # it came before this pause
         yield when_any([context.create_timer(pause), try_now])
         try_now.cancel()  # otherwise the next such event would end the pause that is over
-        if conversation is session:
-            conversation, message = agent.create_session(), retry_message or message
-        else:
-            named: Any = conversation.durable_session_id
-            # Not "reset", which in this version of the package calls itself without end.
+        if attempt == 1:
+            session.durable_session_id = agent.create_session().durable_session_id
+            message = retry_message or message
+        else:  # "reset" would be the operation for it; in this version of the package it calls itself without end
+            named: Any = session.durable_session_id
             context.signal_entity(EntityInstanceId(named.entity_name, named.key), "delete")
-    raise AssertionError("unreachable")
 
 
 def _answer(context: OrchestrationContext, agent: DurableAIAgent[Any], call: Any, ends: datetime, show: str) -> Any:
     """The answer to a call that was made. It is not made again: its worker may only be down."""
     since = context.current_utc_datetime
     if (yield when_any([call, context.create_timer(NO_ANSWER)])) is not call:
-        line = f"waiting for {agent.name} since {since:%H:%M:%S} UTC: does a running worker host it?"
+        line = f"waiting for {agent.name} since {since:%H:%M} UTC: does a running worker host it?"
         say(context, agent.name, line, show)
         if (yield when_any([call, context.create_timer(ends)])) is not call:
             raise AgentFailed(agent.name, f"No answer since {since:%Y-%m-%d %H:%M} UTC. Does a running worker host it?")

@@ -10,7 +10,8 @@ from pydantic_core import to_jsonable_python
 class ModelConverter(JsonDataConverter):
     """The SDK's JSON, and pydantic where an orchestration or activity declares a model.
 
-    Everything else passes as before: conversations, and the data of external events, which their receiver checks.
+    Everything else passes as before: conversations, and the data of external events, which their receiver checks. Data
+    that is not JSON passes as text: it would fail an orchestration that can ignore such an event.
     """
 
     def serialize(self, value: Any) -> str | None:
@@ -21,7 +22,10 @@ class ModelConverter(JsonDataConverter):
 
     def deserialize(self, data: str | None, target_type: Any = None) -> Any:
         if not (models := _models_in(target_type)):
-            return super().deserialize(data, target_type)
+            try:
+                return super().deserialize(data, target_type)
+            except (ValueError, RecursionError):
+                return data
         try:
             return TypeAdapter(target_type).validate_json(data or "null")
         except ValidationError as error:
