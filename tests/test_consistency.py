@@ -18,8 +18,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-EVERY_SAMPLE = {"README.md", "client.py", "requirements.txt", "sample.py", "support.py", "worker.py"}
-ORCHESTRATIONS = {"models.py", "orchestration.py", "steps.py"}  # in 04 to 07
+EVERY_SAMPLE = {"README.md", "client.py", "hosting", "requirements.txt", "sample.py", "worker.py"}
+ORCHESTRATIONS = {"models.py", "orchestration.py"}  # in 04 to 07
+MOST_LINES = {"worker.py": 60, "orchestration.py": 60, "client.py": 100}
+MOST_LINES_OF_HOSTING = 100
 # `agent_framework.openai` belongs to the core, and leads to what this distribution has.
 DOORS = {"agent-framework-openai": "agent_framework/openai/__init__.py"}
 
@@ -33,12 +35,47 @@ by_sample = pytest.mark.parametrize("folder", SAMPLES, ids=lambda folder: folder
 def test_a_sample_has_the_files_that_every_sample_has(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
     assert names >= EVERY_SAMPLE
-    assert (names >= ORCHESTRATIONS) if folder.name >= "04" else not names & {"orchestration.py", "steps.py"}
+    assert (names >= ORCHESTRATIONS) if folder.name >= "04" else not names & {"orchestration.py"}
 
 
-@pytest.mark.parametrize("name", ["support.py", "steps.py"])
-def test_shared_files_are_the_same_in_every_sample(name: str) -> None:
-    assert len({copy.read_bytes() for copy in ROOT.glob(f"[0-9][0-9]_*/{name}")}) == 1
+def hosting(folder: Path) -> dict[str, Path]:
+    """The files of its plumbing, by their names without .py."""
+    return {path.stem: path for path in sorted((folder / "hosting").glob("*.py"))}
+
+
+@pytest.mark.parametrize("name", sorted({name for folder in SAMPLES for name in hosting(folder)} | {"sample"}))
+def test_a_file_that_samples_share_is_the_same_in_each(name: str) -> None:
+    place = "sample.py" if name == "sample" else f"hosting/{name}.py"
+    assert len({copy.read_bytes() for copy in ROOT.glob(f"[0-9][0-9]_*/{place}")}) == 1
+
+
+@by_sample
+def test_a_folder_carries_the_plumbing_that_it_imports_and_no_more(folder: Path) -> None:
+    files = hosting(folder)
+    needed, to_read = {"__init__"}, list(folder.glob("*.py"))
+    while to_read:
+        found = names_of_hosting(to_read.pop()) - needed
+        assert found <= files.keys(), found - files.keys()
+        needed |= found
+        to_read += [files[name] for name in found]
+    assert files.keys() == needed
+
+
+def names_of_hosting(file: Path) -> set[str]:
+    """The files of hosting that a file imports."""
+    nodes = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in nodes if node.level or str(node.module).partition(".")[0] == "hosting"]
+    modules = [str(node.module).removeprefix("hosting").lstrip(".") for node in ours if node.module]
+    packages = [alias.name for node in ours if node.module in (None, "hosting") for alias in node.names]
+    return {name for name in (*modules, *packages) if name}
+
+
+@by_sample
+def test_files_are_short(folder: Path) -> None:
+    most = {folder / name: lines for name, lines in MOST_LINES.items() if (folder / name).exists()}
+    most |= dict.fromkeys(hosting(folder).values(), MOST_LINES_OF_HOSTING)
+    lengths = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in most}
+    assert not {file.name: length for file, length in lengths.items() if length > most[file]}
 
 
 # Requirements ----------------------------------------------------------------------------------------------------
@@ -95,10 +132,14 @@ def test_what_these_tests_run_with_is_what_is_pinned() -> None:
 
 def imported(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """What the folder's files import from elsewhere, and the files that this may be, the likeliest first."""
-    for file in folder.glob("*.py"):
+    for file in [*folder.glob("*.py"), *folder.glob("hosting/*.py")]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom):
-                assert not node.level, f"{file}: {ast.unparse(node)}"
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert (file.parent.name, node.level) == ("hosting", 1), f"{file}: {ast.unparse(node)}"
+                continue
+            if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "hosting":
+                assert file.parent == folder, f"{file}: {ast.unparse(node)}"
+                continue
             names = (
                 [f"{node.module}.{alias.name}" for alias in node.names]
                 if isinstance(node, ast.ImportFrom)
@@ -130,24 +171,27 @@ def test_a_sample_imports_what_its_requirements_bring_and_they_bring_what_it_imp
 
 
 OF_RUN_PY: dict[str, str | None] = {"STATE_DIRECTORY": None}
+BY_RUN_PY = {"RUN_AS"}  # it sets this for the programs that it starts
 
 
 def read_settings() -> dict[str, str | None]:
     """The environment variables that the samples read, and the default of those that have one in the same place."""
     found: dict[str, str | None] = {}
-    for file in ROOT.glob("[0-9][0-9]_*/*.py"):
+    for file in ROOT.glob("[0-9][0-9]_*/**/*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute):  # settings are read in one place, so that none is overlooked here
-                assert node.attr not in ("environ", "getenv") or file.name == "support.py", file
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "setting":
+                assert node.attr not in ("environ", "getenv") or file.parent.name == "hosting", file
+            if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Constant):
+                continue
+            if ast.unparse(node.func) in ("setting", "os.environ.get"):
                 name, *default = map(ast.literal_eval, node.args)
                 found[name] = default[0] if default else found.get(name)
-    return found
+    return {name: default for name, default in found.items() if name not in BY_RUN_PY}
 
 
-def test_the_readme_lists_the_settings_that_are_read() -> None:
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Settings\n")[2].partition("\n## ")[0]
-    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+def test_the_page_of_settings_lists_those_that_are_read() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
     listed = {name: row[-1] for row in rows for name in re.findall(r"`([A-Z_]+)`", row[0])}
     read = read_settings() | OF_RUN_PY
     assert listed.keys() == read.keys()
