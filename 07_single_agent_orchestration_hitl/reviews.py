@@ -51,7 +51,7 @@ def decide(client: TaskHubGrpcClient, instance: str, decision: Decision, timeout
         AgentError: no worker has read it within so many seconds; it may still count.
     """
     by = decision.by or setting("USER") or setting("USERNAME")  # the latter on Windows
-    decision = decision.model_copy(update={"decision_id": uuid4().hex, "by": by[:100]})
+    decision = decision.model_copy(update={"decision_id": uuid4().hex, "by": by[:100] or None})
     client.raise_orchestration_event(instance, EVENT, data=decision.model_dump())
     # Raising an event reports nothing. Whether it counted is in the custom status, by its id.
     deadline, pause = time.monotonic() + timeout, 0.002
@@ -90,14 +90,15 @@ def ending(state: OrchestrationState) -> str:
 def print_draft(instance: str, review: Review) -> None:
     """The draft, for the person who decides."""
     assert review.draft
-    print(f"\n{review.which.capitalize()} ({instance})\n{time_left(review)}\n")
-    print(f"  {printable(review.draft.title)}\n")
-    print("\n".join(f"  {line}".rstrip() for line in printable(review.draft.content).splitlines()))
+    print(f"\n{review.which.capitalize()} ({instance})\n{time_left(review)}")
     if (last := review.last_decision) and last.ignored:
-        print(f"\n(A decision was ignored. {printable(last.ignored)})")
-    elif last:
-        print(f"\n(Draft {review.attempt - 1} was rejected by {printable(last.by or 'somebody')}.)")
-    print(flush=True)
+        print(f"A decision was ignored. {printable(last.ignored)}")
+    elif last and last.by:
+        print(f"Draft {review.attempt - 1} was rejected by {printable(last.by)}.")
+    print(f"\n  {printable(review.draft.title)}\n")
+    print(
+        "\n".join(f"  {line}".rstrip() for line in printable(review.draft.content).splitlines()), end="\n\n", flush=True
+    )
 
 
 def time_left(review: Review) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,10 +16,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import durabletask.internal.orchestrator_service_pb2 as pb
 import pytest
 from conftest import Process, Sample, Start, eventually
-from durabletask.client import EntityQuery, OrchestrationStatus
-from durabletask.task import CompletableTask
+from durabletask.client import OrchestrationStatus
+from google.protobuf.wrappers_pb2 import StringValue
 from orchestration_double import ACTIVITY, AGENT, TIMER, OrchestrationDouble
 from orchestrations import assert_fails, instance_of, scheduler_client, state_of
 from scripted_model import ScriptedModel
@@ -42,25 +44,12 @@ def draft(number: int = 1) -> str:
 
 
 class ReviewDouble(OrchestrationDouble):
-    """Keeps events that nobody waits for, as the scheduler does; its clock moves on with every event."""
+    """Its clock advances with every answer and decision."""
 
-    def __init__(self, orchestrator: Callable[..., Any], input: Any) -> None:
-        self._in_line: list[Any] = []
-        super().__init__(orchestrator, input)
-
-    def wait_for_external_event(self, name: str, **options: Any) -> CompletableTask[Any]:
-        task = super().wait_for_external_event(name, **options)
-        if self._in_line:
-            task.complete(self._in_line.pop(0))
-        return task
-
-    def send(self, payload: Any, later: float = 1.0) -> None:
-        """A decision arrives, so many seconds later; 0: in the same turn."""
-        self.current_utc_datetime += timedelta(seconds=later)
-        if any(call.kind == "event" for call in self.waiting):
-            self.raise_event(EVENT, payload)
-        else:
-            self._in_line.append(payload)
+    def send(self, payload: Any) -> None:
+        """A decision arrives, a second later."""
+        self.current_utc_datetime += timedelta(seconds=1)
+        self.raise_event(EVENT, payload)
 
     def answer(self, text: str, agent: str | None = None) -> None:
         self.current_utc_datetime += timedelta(seconds=1)
@@ -69,13 +58,13 @@ class ReviewDouble(OrchestrationDouble):
     @property
     def review(self) -> dict[str, Any]:
         """What the custom status says below its first line."""
-        return review_in(self.custom_status)
+        return json.loads(self.shown)
 
     @property
     def ignored(self) -> str:
         """Why the last decision was ignored."""
+        assert self.headline.startswith("Requesting human feedback"), self.headline
         assert self.review["last_decision"]["ignored"], "it was not"
-        assert not self.done
         return self.review["last_decision"]["ignored"]
 
 
@@ -97,23 +86,27 @@ def test_a_draft_is_shown_in_the_custom_status(shown: ReviewDouble) -> None:
     assert shown.review == {
         "attempt": 1,
         "of": 3,
-        "since": "2030-01-01T00:00:01Z",
         "deadline": "2030-01-01T00:05:01Z",
         "draft": {"title": "Title 1", "content": "Content 1"},
         "last_decision": None,
         "counted": [],
     }
-    assert shown.expect(TIMER).input == 300
+    assert review_timers(shown) == [300]
     assert "draft 1 of 3" in shown.expect(ACTIVITY, "notify_user_for_approval").input
 
 
 def test_approval_publishes(shown: ReviewDouble) -> None:
     shown.send({"approved": True, "feedback": "", "attempt": 1, "decision_id": "a"})
-    assert shown.expect(ACTIVITY, "publish_content").input == json.loads(draft(1))
+    assert shown.expect(ACTIVITY, "publish_content").input.model_dump() == json.loads(draft(1))
     assert shown.review["counted"] == ["a"]
     shown.finish_activity("/published/x.md", "publish_content")
-    assert shown.output == {"title": "Title 1", "content": "Content 1"}
+    assert shown.output.model_dump() == {"title": "Title 1", "content": "Content 1"}
     assert shown.custom_status.startswith("Published as /published/x.md\n")
+
+
+def review_timers(double: OrchestrationDouble) -> list[float]:
+    """The seconds of the timers that it has set, without those that watch over a call of the agent."""
+    return [call.input for call in double.calls if call.kind == TIMER and call.input != 600]
 
 
 def test_nobody_waits_for_the_notification(shown: ReviewDouble) -> None:
@@ -127,8 +120,9 @@ def test_nobody_waits_for_the_notification(shown: ReviewDouble) -> None:
 
 def test_rejection_takes_the_feedback_into_the_next_draft(shown: ReviewDouble) -> None:
     shown.send({"approved": False, "feedback": "Mention Assam.", "attempt": 1, "decision_id": "a"})
-    assert shown.custom_status.startswith("Writing draft 2 of 3\n")
-    prompt = shown.expect(AGENT, "WriterAgent").input
+    assert shown.headline == "asking ContentWriterAgent"
+    assert shown.review["last_decision"]["approved"] is False
+    prompt = shown.expect(AGENT, "ContentWriterAgent").input
     assert "Mention Assam." in prompt
     assert "Content 1" in prompt
     shown.answer(draft(2))
@@ -137,7 +131,7 @@ def test_rejection_takes_the_feedback_into_the_next_draft(shown: ReviewDouble) -
     shown.send("approve")
     assert shown.review["counted"] == ["a", None]
     shown.finish_activity("x", "publish_content")
-    assert shown.output["title"] == "Title 2"
+    assert shown.output.title == "Title 2"
 
 
 def test_a_rejection_without_feedback_says_so_to_the_agent(shown: ReviewDouble) -> None:
@@ -162,48 +156,39 @@ def test_the_time_runs_out(shown: ReviewDouble) -> None:
 
 
 def test_each_draft_has_its_own_time(shown: ReviewDouble) -> None:
-    first = shown.expect(TIMER)
     shown.send("reject")
     shown.answer(draft(2))
-    shown.end(first, None)
-    assert not shown.done
-    shown.fire_timer()
+    shown.fire_timer()  # the first draft's timer fires on the way
+    assert len(review_timers(shown)) == 2
     assert "draft 2 of 3 timed out" in str(shown.failure)
 
 
-def test_a_decision_before_the_draft_is_ignored(orchestrator: Callable[..., Any]) -> None:
+def test_a_decision_without_a_number_counts_for_the_draft_that_waits_when_it_is_read(
+    orchestrator: Callable[..., Any],
+) -> None:
     double = ReviewDouble(orchestrator, REQUEST)
-    double.send({"approved": True, "feedback": ""})
-    double.send("yes")
+    double.send({"approved": False, "feedback": "Mention Assam."})  # while the first draft is being written
     double.answer(draft(1))
-    assert "before draft 1 was shown" in double.ignored
-    double.send("yes")
-    double.finish_activity("x", "publish_content")
-    assert double.output
+    assert "Mention Assam." in double.expect(AGENT).input
+    assert double.review["counted"] == [None]
 
 
-def test_a_decision_in_the_turn_that_shows_the_draft_is_ignored(shown: ReviewDouble) -> None:
-    shown.send("yes", later=0)
-    assert "before draft 1 was shown" in shown.ignored
-
-
-def test_a_second_decision_does_not_hit_the_next_draft(shown: ReviewDouble) -> None:
+def test_a_second_decision_with_a_number_does_not_hit_the_next_draft(shown: ReviewDouble) -> None:
     shown.send({"approved": False, "feedback": "Shorter.", "attempt": 1, "decision_id": "first"})
-    shown.send({"approved": True, "feedback": "", "attempt": 1, "decision_id": "second"})
+    shown.send({"approved": True, "feedback": "", "attempt": 1, "decision_id": "second", "by": "Ada"})
     shown.answer(draft(2))
     assert "for draft 1" in shown.ignored
-    assert shown.review["last_decision"]["decision_id"] == "second"
+    assert shown.review["last_decision"] == {
+        "approved": True,
+        "attempt": 1,
+        "decision_id": "second",
+        "by": "Ada",
+        "ignored": "It is for draft 1; draft 2 is waiting.",
+    }
     assert shown.review["counted"] == ["first"]
 
 
-def test_a_second_decision_without_a_number_does_not_hit_the_next_draft(shown: ReviewDouble) -> None:
-    shown.send("reject")
-    shown.send("yes")
-    shown.answer(draft(2))
-    assert "before draft 2 was shown" in shown.ignored
-
-
-@pytest.mark.parametrize("attempt", [0, 2, -1])
+@pytest.mark.parametrize("attempt", [2, 3, 100])
 def test_a_decision_on_another_draft_is_ignored(attempt: int, shown: ReviewDouble) -> None:
     shown.send({"approved": True, "attempt": attempt, "decision_id": "x"})
     assert f"for draft {attempt}" in shown.ignored
@@ -222,6 +207,12 @@ MALFORMED = [
     "yesterday",
     "nothing",
     "yes, but shorter",
+    "approved: false",
+    "approve? no way",
+    "approve not",
+    "rejected: too long",
+    "\ud83d",
+    "x" * 900_000,
     "{",
     "{}",
     '{"approved": "perhaps"}',
@@ -231,6 +222,20 @@ MALFORMED = [
     {"feedback": "good"},
     {"approved": True, "attempt": "one"},
     {"approved": True, "attempt": 1.5},
+    {"approved": True, "attempt": True},
+    {"approved": True, "attempt": 0},
+    {"approved": True, "attempt": -1},
+    {"approved": True, "attempt": 10**2000},
+    {"approved": True, "Attempt": 7},
+    {"approved": True, "reviewer": "Ada"},
+    {"approved": True, "x" * 900_000: 1},
+    {"approved": True, **{f"key {number}": "x" for number in range(10_000)}},
+    {"approved": True, "\ud83d": 1},
+    {"approved": False, "feedback": "\ud83d"},
+    {"approved": False, "feedback": "x" * 900_000},
+    '{"approved": true, "Attempt": 7}',
+    '{"approved": false, "feedback": "\\ud83d"}',
+    "[" * 100_000,
     {"approved": False, "feedback": ["a"]},
     {"approved": False, "feedback": "x" * 20_001},
     {"approved": True, "decision_id": "x" * 101},
@@ -245,7 +250,8 @@ def test_anything_else_is_noted_and_the_wait_goes_on(payload: Any, shown: Review
     assert len(shown.custom_status) < 2000
     assert shown.custom_status.startswith("Requesting human feedback")
     assert shown.review["deadline"] == deadline
-    assert len([call for call in shown.calls if call.kind == TIMER]) == 1
+    assert review_timers(shown) == [300]
+    shown.custom_status.encode()  # it can be sent
     shown.fire_timer()
     assert "timed out" in str(shown.failure)
 
@@ -256,20 +262,19 @@ def test_anything_else_is_noted_and_the_wait_goes_on(payload: Any, shown: Review
         ("yes", True, None),
         (" Yes! ", True, None),
         ("approve", True, None),
-        ("Approved by Ada", True, None),
-        ("no", False, ""),
-        ("No.", False, ""),
-        ("reject", False, ""),
-        ("Rejected: too long", False, "too long"),
-        ("reject - mention\nAssam", False, "mention\nAssam"),
+        ("Approved", True, None),
+        ("no", False, None),
+        ("No.", False, None),
+        ("reject", False, None),
+        ("Rejected", False, None),
         ({"approved": True, "feedback": ""}, True, ""),
         ({"approved": False, "feedback": " Shorter. "}, False, "Shorter."),
         ('{"approved": false, "feedback": "Shorter.", "attempt": 1}', False, "Shorter."),
-        ({"approved": True, "reviewer": "Ada"}, True, None),
+        ({"approved": True, "by": "Ada"}, True, None),
     ],
 )
 def test_the_forms_of_a_decision(payload: Any, approved: bool, feedback: str | None, modules: Modules) -> None:
-    decision = modules("07", "models").read_decision(payload)
+    decision = modules("07", "models").Decision.read(payload)
     assert (decision.approved, decision.feedback) == (approved, feedback)
 
 
@@ -298,7 +303,7 @@ def test_the_topic_is_all_it_needs(orchestrator: Callable[..., Any]) -> None:
     assert "about" in double.expect(AGENT).input
     double.answer(draft())
     assert review_in(double.custom_status)["of"] == 3
-    assert double.expect(TIMER).input == 300
+    assert review_timers(double) == [300]
 
 
 def test_a_fraction_of_a_second_is_a_time(orchestrator: Callable[..., Any]) -> None:
@@ -317,7 +322,7 @@ def test_a_long_draft_is_shortened_in_the_custom_status_only(shown: ReviewDouble
     assert "10,000 more characters" in content
     assert len(shown.custom_status) < 22_000
     shown.send("yes")
-    assert shown.expect(ACTIVITY, "publish_content").input == long
+    assert shown.expect(ACTIVITY, "publish_content").input.model_dump() == long
 
 
 @pytest.mark.parametrize("answer", ["I cannot help with that.", '{"title": "x"}', '{"title": " ", "content": "x"}', ""])
@@ -329,7 +334,7 @@ def test_an_answer_that_is_no_draft_is_asked_for_again_and_then_fails(
     while not double.done:
         double.fire_timer()
         double.answer(answer)
-    assert "WriterAgent" in str(double.failure)
+    assert "ContentWriterAgent: " in str(double.failure)
     assert len([call for call in double.calls if call.kind == AGENT]) > 1
 
 
@@ -417,18 +422,93 @@ def test_without_a_terminal_the_client_shows_a_whole_review(
     assert worker.errors == ""
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 def test_at_a_terminal_the_person_decides(articles: Sample, tmp_path: Path) -> None:
-    if sys.platform == "win32":
-        pytest.skip("there are no pseudo-terminals")
     articles.start_worker()
-    with Terminal(articles, "client.py") as terminal:
-        terminal.say_at("What shall the article be about?", "green tea")
-        terminal.say_at("Publish it?", "Please mention Assam.")
-        terminal.say_at("Draft 2 of 3[^$]*Publish it?", "yes")
+    with Terminal(articles, "client.py", "green tea") as terminal:
+        terminal.say_at("Publish it?", "no")
+        terminal.say_at("What should the next draft do better?", "Please mention Assam.")
+        terminal.say_at("Draft 2 of 3[^$]*Publish it?", "Yes please!")
         terminal.wait_for("Published as")
         assert terminal.code() == 0
         assert "Assam" in terminal.text.partition("Draft 2 of 3")[2]
     assert len(published(tmp_path)) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+@pytest.mark.parametrize(
+    "words", ["approve", "yes please", "ok", "Okay.", "y", "publish", "LGTM", "looks good", "approved"]
+)
+def test_at_a_terminal_approving_words_approve(words: str, articles: Sample, model: ScriptedModel) -> None:
+    articles.start_worker()
+    with Terminal(articles, "client.py") as terminal:
+        terminal.say_at("Publish it?", words)
+        terminal.wait_for("Published as")
+        assert terminal.code() == 0
+    assert len(model.requests) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_at_a_terminal_anything_unclear_is_asked_again(articles: Sample, model: ScriptedModel) -> None:
+    articles.start_worker()
+    with Terminal(articles, "client.py", "--attempts", "2") as terminal:
+        for number, unclear in enumerate(("approve? no way", "yes, but shorter", "maybe"), start=1):
+            terminal.say_at(f"(Publish it[^$]*){{{number}}}", unclear)
+            terminal.say_at(f"(Is that feedback[^$]*){{{number}}}", "no")
+        terminal.say_at("(Publish it[^$]*){4}", "")
+        terminal.say_at("(Publish it[^$]*){5}", "no")
+        terminal.say_at("What should the next draft do better", "")  # back to the question
+        assert len(model.requests) == 1
+        terminal.say_at("(Publish it[^$]*){6}", "Please mention Assam.")
+        terminal.say_at("(Is that feedback[^$]*){4}", "yes")
+        terminal.say_at("Draft 2 of 2[^$]*Publish it", "yes")
+        terminal.wait_for("Published as")
+        assert terminal.code() == 0
+        assert "Assam" in terminal.text.partition("Draft 2 of 2")[2]
+    assert len(model.requests) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+@pytest.mark.parametrize("question", ["Publish it", "What should the next draft do better", "Is that feedback"])
+@pytest.mark.parametrize("key", ["\x04", "\x03"], ids=["Ctrl-D", "Ctrl-C"])
+def test_who_leaves_the_terminal_leaves_the_draft_undecided(key: str, question: str, articles: Sample) -> None:
+    articles.start_worker()
+    instance = begin(articles)
+    with Terminal(articles, "client.py", "--instance", instance) as terminal:
+        if question != "Publish it":
+            terminal.say_at("Publish it", "no" if question.startswith("What") else "hm")
+        terminal.type_at(question, key)
+        terminal.wait_for(f"stays undecided.*python client.py --instance {instance}")
+        assert terminal.code() == 130
+        assert terminal.text.count("To come back") == 1
+        assert "Traceback" not in terminal.text
+    assert wait_for_draft(articles, instance)["last_decision"] is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_what_a_model_or_a_reviewer_writes_does_not_steer_the_terminal(articles: Sample, model: ScriptedModel) -> None:
+    model.say(json.dumps({"title": "Red\x1b[31m", "content": "Back\u202ewards"}))
+    articles.start_worker()
+    instance = begin(articles)
+    wait_for_draft(articles, instance)
+    raise_event(articles, instance, {"approved": True, "\x1b[2J": 1})
+    eventually(lambda: wait_for_draft(articles, instance)["last_decision"], "it is ignored")
+    shown = [run_review(articles, "list").output, run_review(articles, "show", instance).output]
+    with Terminal(articles, "client.py", "--instance", instance) as terminal:
+        terminal.say_at("Publish it", "yes")
+        assert terminal.code() == 0
+    for text in (*shown, terminal.text):
+        assert "Red[31m" in text
+        assert not re.search("[\x1b\u202e]", text.replace("\x1b[?2004", ""))  # readline's own
+
+
+def _take_terminal() -> None:
+    """In the new process: its standard input becomes the terminal that it belongs to."""
+    import fcntl
+    import termios
+
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 class Terminal:
@@ -445,6 +525,7 @@ class Terminal:
             stdin=slave,
             stdout=slave,
             stderr=slave,
+            preexec_fn=_take_terminal,  # so that Ctrl-C reaches it
         )
         os.close(slave)
         self.text = ""
@@ -476,8 +557,12 @@ class Terminal:
 
     def say_at(self, pattern: str, line: str) -> None:
         """Type a line once the program has printed this."""
+        self.type_at(pattern, f"{line}\n")
+
+    def type_at(self, pattern: str, keys: str) -> None:
+        """Type these keys once the program has printed this."""
         self.wait_for(pattern)
-        os.write(self._master, f"{line}\n".encode())
+        os.write(self._master, keys.encode())
 
     def code(self) -> int:
         return self._process.wait(20)
@@ -494,8 +579,7 @@ def test_the_long_running_way(articles: Sample, tmp_path: Path) -> None:
     listed = run_review(articles, "list")
     assert listed.wait() == 0, listed.errors
     assert instance in listed.output
-    assert "waiting since" in listed.output
-    assert "until" in listed.output
+    assert "waits until" in listed.output
 
     shown = run_review(articles, "show", instance)
     assert "Draft 1 of 3" in shown.output
@@ -541,7 +625,7 @@ def test_a_decision_on_a_draft_that_was_revised_does_not_count(articles: Sample)
 
 
 def test_two_decide_at_once(articles: Sample, modules: Modules, tmp_path: Path) -> None:
-    review = modules("07", "review")
+    reviews, models = modules("07", "reviews"), modules("07", "models")
     articles.start_worker()
     for _ in range(5):
         instance = begin(articles)
@@ -552,8 +636,8 @@ def test_two_decide_at_once(articles: Sample, modules: Modules, tmp_path: Path) 
             with scheduler_client(articles) as client:
                 ready.wait()
                 try:
-                    review.decide(client, instance, 1, approved=approved, feedback="" if approved else "Shorter.")
-                except review.NotCounted as reason:
+                    reviews.decide(client, instance, models.Decision(approved=approved, attempt=1))
+                except reviews.NotCounted as reason:
                     return str(reason)
             return "counted"
 
@@ -590,79 +674,72 @@ def test_timeout(articles: Sample, tmp_path: Path) -> None:
     assert published(tmp_path) == []
 
 
-def test_an_early_decision_is_ignored(articles: Sample, model: ScriptedModel) -> None:
+def test_an_early_decision_counts_for_the_draft_that_waits_when_it_is_read(
+    articles: Sample, model: ScriptedModel
+) -> None:
     model.held = threading.Event()
     articles.start_worker()
     instance = begin(articles)
     eventually(lambda: model.requests, "the draft is being written")
-    raise_event(articles, instance, {"approved": True, "feedback": ""})
-    raise_event(articles, instance, "yes")
+    raise_event(articles, instance, {"approved": False, "feedback": "Mention Assam."})
+    raise_event(articles, instance, {"approved": True, "attempt": 1})  # when this is read, draft 2 waits
     model.held.set()
-    review = wait_for_draft(articles, instance)
-    assert "before draft 1 was shown" in review["last_decision"]["ignored"]
-    raise_event(articles, instance, {"approved": True, "feedback": ""})
+    review = wait_for_draft(articles, instance, 2)
+    assert "Assam" in review["draft"]["content"]
+    eventually(lambda: "for draft 1" in last_ignored(articles, instance, 2), "the approval of draft 1 is ignored")
+    raise_event(articles, instance, "yes")
     assert wait_for_end(articles, instance).runtime_status is OrchestrationStatus.COMPLETED
 
 
-AGENT_ALONE = """
-import os, sys
-sys.path.insert(0, os.getcwd())
-from agent_framework_durabletask import DurableAIAgentWorker
-import support, worker
-
-def main():
-    alone = support.scheduler_worker()
-    DurableAIAgentWorker(alone).add_agent(worker.create_writer())
-    support.serve(alone)
-
-support.run(main)
-"""
+def last_ignored(articles: Sample, instance: str, number: int = 1) -> str:
+    """Why the last decision was ignored, while this draft waits."""
+    return str((wait_for_draft(articles, instance, number)["last_decision"] or {}).get("ignored"))
 
 
-def test_a_decision_that_stands_in_line_behind_the_draft_is_ignored(
-    articles: Sample, model: ScriptedModel, start: Start
-) -> None:
-    """Both arrive while no worker runs the orchestration, and are handed over in one turn: nobody saw the draft."""
+def test_a_duplicate_with_a_number_does_not_hit_the_next_draft(articles: Sample, model: ScriptedModel) -> None:
+    articles.start_worker()
+    instance = begin(articles)
+    wait_for_draft(articles, instance)
     model.held = threading.Event()
-    first = articles.start_worker()
+    decision = {"approved": False, "feedback": "Shorter.", "attempt": 1}
+    for _ in range(2):
+        raise_event(articles, instance, decision)
+    eventually(lambda: len(model.requests) == 2, "the second draft is being written")
+    raise_event(articles, instance, decision)
+    model.held.set()
+    wait_for_draft(articles, instance, 2)
+    eventually(lambda: "for draft 1" in last_ignored(articles, instance, 2), "the duplicates are ignored")
+    assert wait_for_draft(articles, instance, 2)["counted"] == [None]
+    assert len(model.requests) == 2
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_large_events_are_ignored(together: bool, articles: Sample, model: ScriptedModel) -> None:
+    """Four of 900 kB; a worker receives a history of 4 MB at most."""
+    model.held = threading.Event() if together else None
+    articles.start_worker()
     instance = begin(articles)
     eventually(lambda: model.requests, "the draft is being written")
-    first.kill()
-    model.held.set()
-    start(sys.executable, "-c", AGENT_ALONE, cwd=articles.folder, env=articles.environment())
-    eventually(lambda: has_answered(articles), "the draft is written")
+    for number in range(4):
+        raise_event(articles, instance, {"approved": True, str(number): "x" * 900_000})
+    if model.held:
+        model.held.set()
+    eventually(lambda: "decision: 3: " in last_ignored(articles, instance), "all are ignored")
+    assert len(state_of(articles, instance).get_custom_status()) < 3000
     raise_event(articles, instance, "yes")
-    articles.start_worker()
-    wait_for_draft(articles, instance)
-    eventually(lambda: wait_for_draft(articles, instance)["last_decision"], "the decision is noted")
-    assert "before draft 1 was shown" in wait_for_draft(articles, instance)["last_decision"]["ignored"]
-    with scheduler_client(articles) as client:
-        kinds = [type(event).__name__ for event in client.get_orchestration_history(instance)]
-    together = kinds[kinds.index("EntityOperationCompletedEvent") :]
-    assert together[1] == "EventRaisedEvent", kinds
+    assert wait_for_end(articles, instance).runtime_status is OrchestrationStatus.COMPLETED
 
 
-def has_answered(articles: Sample) -> bool:
-    """Whether an agent has answered in any conversation."""
-    with scheduler_client(articles) as client:
-        entities = client.get_all_entities(EntityQuery(include_state=True))
-    return any('"$type": "response"' in str(entity.get_state()) for entity in entities)
-
-
-def test_a_duplicate_does_not_hit_the_next_draft(articles: Sample, model: ScriptedModel) -> None:
+@pytest.mark.parametrize("data", ["[" * 100_000, "[" * 100_000 + "]" * 100_000, "1" * 5000, "nothing", '"\\ud83d"'])
+def test_an_event_that_python_cannot_read_is_ignored(data: str, articles: Sample) -> None:
     articles.start_worker()
     instance = begin(articles)
     wait_for_draft(articles, instance)
-    model.held = threading.Event()
-    for _ in range(2):
-        raise_event(articles, instance, {"approved": False, "feedback": "Shorter."})
-    eventually(lambda: len(model.requests) == 2, "the second draft is being written")
-    raise_event(articles, instance, {"approved": False, "feedback": "Shorter."})
-    model.held.set()
-    review = wait_for_draft(articles, instance, 2)
-    assert "before draft 2 was shown" in review["last_decision"]["ignored"]
-    assert review["counted"] == [None]
-    assert len(model.requests) == 2
+    with scheduler_client(articles) as client:
+        client._stub.RaiseEvent(pb.RaiseEventRequest(instanceId=instance, name=EVENT, input=StringValue(value=data)))
+    eventually(lambda: "not a decision" in last_ignored(articles, instance), "it is ignored")
+    raise_event(articles, instance, "yes")
+    assert wait_for_end(articles, instance).runtime_status is OrchestrationStatus.COMPLETED
 
 
 def test_malformed_and_misnumbered_decisions_are_noted(articles: Sample) -> None:
@@ -671,11 +748,7 @@ def test_malformed_and_misnumbered_decisions_are_noted(articles: Sample) -> None
     deadline = wait_for_draft(articles, instance)["deadline"]
     for payload, why in (("maybe", "not a decision"), ({"approved": True, "attempt": 7}, "for draft 7")):
         raise_event(articles, instance, payload)
-
-        def noted(why: str = why) -> bool:
-            return why in str((wait_for_draft(articles, instance)["last_decision"] or {}).get("ignored"))
-
-        eventually(noted, why)
+        eventually(lambda why=why: why in last_ignored(articles, instance), why)
     assert wait_for_draft(articles, instance)["deadline"] == deadline
     assert "A decision was ignored" in run_review(articles, "show", instance).output
     raise_event(articles, instance, '{"approved": true, "feedback": ""}')
@@ -691,7 +764,7 @@ def test_no_worker_while_the_decision_arrives(articles: Sample, model: ScriptedM
     wait_for_draft(articles, instance)
     worker.kill()
     unconfirmed = run_review(articles, "approve", instance, "--timeout", "0.3")
-    assert_fails(unconfirmed, 1, "no worker has taken it up", "python worker.py")
+    assert_fails(unconfirmed, 1, "no worker has read it", "python worker.py")
     articles.start_worker()
     assert wait_for_end(articles, instance).runtime_status is OrchestrationStatus.COMPLETED
     assert published(tmp_path) == [f"{instance}.md"]
@@ -705,7 +778,7 @@ def test_no_worker_while_the_time_runs_out(articles: Sample) -> None:
     worker.kill()
     time.sleep(0.6)  # the deadline passes
     raise_event(articles, instance, "yes")  # too late, though no worker has noted the deadline yet
-    assert "over, as a worker will note" in run_review(articles, "list").output
+    assert "over, as a worker will notice" in run_review(articles, "list").output
     articles.start_worker()
     assert "timed out after 0.5 seconds" in failure_of(articles, instance)
 
@@ -767,14 +840,15 @@ def test_a_worker_killed_while_it_writes_the_second_draft(articles: Sample, mode
 DYING_WORKER = """
 import os, signal, sys
 sys.path.insert(0, os.getcwd())
-import activities, support, worker
+import activities, worker
+from hosting.program import run
 
-def publish_content(context, data):
-    activities.publish_content(context, data)
+def publish_content(context, draft: activities.Draft) -> str:
+    activities.publish_content(context, draft)
     os.kill(os.getpid(), signal.SIGKILL)
 
 worker.publish_content = publish_content
-support.run(worker.main)
+run(worker.main)
 """
 
 
@@ -818,7 +892,7 @@ def test_publishing_twice_writes_once(modules: Modules, tmp_path: Path, monkeypa
     monkeypatch.setenv("CONTENT_DIRECTORY", str(tmp_path))
     activities = modules("07", "activities")
     for title in ("First", "Second"):
-        path = activities.publish_content(ActivityDouble("instance-1"), {"title": title, "content": "Text"})
+        path = activities.publish_content(ActivityDouble("instance-1"), activities.Draft(title=title, content="Text"))
         assert Path(path).read_text() == "# First\n\nText\n"
     assert published(tmp_path) == ["instance-1.md"]
 
@@ -834,7 +908,7 @@ def test_no_instance_id_leaves_the_folder(
 ) -> None:
     monkeypatch.setenv("CONTENT_DIRECTORY", str(tmp_path))
     activities = modules("07", "activities")
-    path = Path(activities.publish_content(ActivityDouble(instance), {"title": "T", "content": "C"}))
+    path = Path(activities.publish_content(ActivityDouble(instance), activities.Draft(title="T", content="C")))
     assert path.parent == tmp_path.resolve() / "published"
     assert path.exists()
 
@@ -851,10 +925,42 @@ def test_a_publication_that_fails_fails_the_orchestration(articles: Sample, tmp_
 # What goes wrong --------------------------------------------------------------------------------------------------
 
 
-def test_a_model_that_fails_for_good(articles: Sample, model: ScriptedModel) -> None:
-    model.fail(401, "Access denied due to invalid subscription key")
+def test_a_request_that_the_model_rejects(articles: Sample, model: ScriptedModel) -> None:
+    model.fail(400, "The prompt was filtered")
     articles.start_worker()
-    assert_fails(articles.run_client(), 1, "WriterAgent", "Access denied due to invalid subscription key")
+    assert_fails(articles.run_client(), 1, "ContentWriterAgent", "The prompt was filtered")
+
+
+def test_a_model_that_is_away_is_waited_for_and_reviewers_keep_their_state(
+    articles: Sample, model: ScriptedModel
+) -> None:
+    articles.start_worker()
+    instance = begin(articles)
+    wait_for_draft(articles, instance)
+    model.fail(401, "Access denied")
+    assert run_review(articles, "reject", instance, "--feedback", "Shorter.").wait() == 0
+    eventually(lambda: "Access denied" in state_of(articles, instance).get_custom_status(), "the reason is shown")
+    assert review_in(state_of(articles, instance).get_custom_status())["attempt"] == 1
+    assert "Access denied" in run_review(articles, "show", instance).output
+    model.heal()
+    wait_for_draft(articles, instance, 2)
+
+
+def test_the_workers_of_04_and_07_on_one_hub(
+    articles: Sample, sample: Callable[[str], Sample], model: ScriptedModel
+) -> None:
+    chain = sample("04")
+    workers = [articles.start_worker(), chain.start_worker()]
+    clients = [client for _ in range(4) for client in (articles.start_client(), chain.start_client())]
+    for client in clients:
+        assert client.popen.stdin
+        client.popen.stdin.close()
+        assert client.wait() == 0, client.errors
+    assert all(("articles" in str(request)) == ("response_format" in request) for request in model.requests)
+    assert len(model.requests) == 4 * 4
+    for worker in workers:
+        worker.stop()
+        assert worker.errors == ""
 
 
 @pytest.mark.parametrize(
@@ -869,6 +975,9 @@ def test_a_model_that_fails_for_good(articles: Sample, model: ScriptedModel) -> 
         ("client.py", ["--instance", "nobody"], "nobody"),
         ("client.py", ["--instance", "nobody", "tea"], "--instance"),
         ("client.py", ["--attempts", "many"], "--attempts"),
+        ("client.py", ["--review-timeout", "0"], "--review-timeout"),
+        ("review.py", ["reject", "nobody", "--feedback", "x" * 20_001], "--feedback"),
+        ("review.py", ["approve", "nobody", "--timeout", "-1"], "--timeout"),
     ],
 )
 def test_arguments_that_make_no_sense(program: str, arguments: list[str], named: str, articles: Sample) -> None:
@@ -878,7 +987,7 @@ def test_arguments_that_make_no_sense(program: str, arguments: list[str], named:
 def test_input_that_the_orchestration_refuses(articles: Sample) -> None:
     articles.start_worker()
     assert_fails(articles.run_client("--attempts", "0"), 1, "max_review_attempts")
-    assert_fails(articles.run_client("--review-timeout", "0"), 1, "approval_timeout_seconds")
+    assert_fails(articles.run_client("--review-timeout", "99999999"), 1, "approval_timeout_seconds")
 
 
 def test_worker_and_client_in_one_process(articles: Sample) -> None:
@@ -889,8 +998,7 @@ def test_worker_and_client_in_one_process(articles: Sample) -> None:
 
 def test_the_folder_runs_alone(articles: Sample, start: Start, tmp_path: Path) -> None:
     """Copied out: what it publishes goes into the copy."""
-    for file in articles.folder.glob("*.py"):
-        (tmp_path / file.name).write_text(file.read_text())
+    shutil.copytree(articles.folder, tmp_path, ignore=shutil.ignore_patterns("published"), dirs_exist_ok=True)
     del articles.settings["CONTENT_DIRECTORY"]
     environment = articles.environment(CONTENT_DIRECTORY="")
     start(sys.executable, "worker.py", cwd=tmp_path, env=environment).wait_for("Worker ready")
