@@ -1,87 +1,94 @@
-"""The effects. An activity runs at least once: a worker may die after the effect, and before it could say so.
+"""The effects. An activity runs at least once: a worker may die after the effect, and before it has reported it.
 
-So each is made to have its effect once, however often it runs: the email's id names the file.
+So each is written to take effect once, however often it runs: the email's id names the file.
 """
 
 import re
-from email import message_from_string
+from email.headerregistry import Address
 from email.message import EmailMessage
-from email.policy import SMTP, default
-from email.utils import formatdate
+from email.policy import SMTP
+from email.utils import formatdate, getaddresses
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
+
+from hosting.logs import log
+from hosting.program import setting
+from hosting.terminal import printable
 
 from durabletask.task import ActivityContext
 from models import AnsweredEmail, SpamEmail
-from support import log, setting
 
 
-def handle_spam_email(_: ActivityContext, data: dict[str, Any]) -> str:
+def handle_spam_email(_: ActivityContext, email: SpamEmail) -> str:
     """Put an email aside as `spam/<id>.eml`; returns the file's path. In production: quarantine it, tell somebody."""
-    email = SpamEmail.model_validate(data)
-    message = _message(email.email_content)
+    message = EmailMessage(policy=SMTP)
+    message.set_content(email.email_content)
     for name in ("From", "To", "Date", "Subject"):
-        _copy_header(email.email_content, name, message, name)
-    message["X-Spam-Flag"] = "YES"
-    message["X-Spam-Report"] = _one_line(email.reason)
-    return _write_once("spam", email.email_id, message)
+        set_header(message, name, email.header(name))
+    set_header(message, "X-Spam-Flag", "YES")
+    set_header(message, "X-Spam-Report", email.reason[:500])
+    return write_once("spam", email.email_id, message)
 
 
-def send_email(_: ActivityContext, data: dict[str, Any]) -> str:
+def send_email(_: ActivityContext, email: AnsweredEmail) -> str:
     """Write the reply as `outbox/<id>.eml`; returns the file's path. In production: hand it to a mail server."""
-    email = AnsweredEmail.model_validate(data)
-    message = _message(email.response)
-    for theirs, ours in (("To", "From"), ("From", "To"), ("Reply-To", "To"), ("Message-ID", "In-Reply-To")):
-        _copy_header(email.email_content, theirs, message, ours)
-    _copy_header(email.email_content, "Subject", message, "Subject")
-    subject = str(message["Subject"] or "your message")
-    del message["Subject"]
-    message["Subject"] = subject if subject.lower().startswith("re:") else f"Re: {subject}"
+    message = EmailMessage(policy=SMTP)
+    message.set_content(email.response)
+    set_header(message, "From", first_address(email.header("To")))
+    set_header(message, "To", first_address(email.header("Reply-To")) or first_address(email.header("From")))
+    if re.fullmatch("<[!-;=?-~]{1,250}>", email.header("Message-ID")):
+        set_header(message, "In-Reply-To", email.header("Message-ID"))
+    subject = email.header("Subject") or "your message"
+    set_header(message, "Subject", subject if subject.lower().startswith("re:") else f"Re: {subject}")
     message["Date"] = formatdate(localtime=True)
-    # The same at each run: a mail server that is given a message twice can tell by its id.
+    # The same at each run, so that a mail server that receives the reply twice can recognize it.
     message["Message-ID"] = f"<{file_name(email.email_id)}@reply.invalid>"
     message["Auto-Submitted"] = "auto-replied"
-    return _write_once("outbox", email.email_id, message)
+    return write_once("outbox", email.email_id, message)
 
 
-def file_name(identifier: str) -> str:
+def file_name(email_id: str) -> str:
     """A file name for an id: the same for the same id, another for another, and never a path."""
-    if re.fullmatch(r"[a-z0-9-]{6,80}", identifier):
-        return identifier
-    readable = re.sub(r"[^A-Za-z0-9]+", "-", identifier)[:40].strip("-")
-    return f"{readable}~{sha256(identifier.encode()).hexdigest()[:24]}"
+    if re.fullmatch(r"[a-z0-9-]{6,80}", email_id):
+        return email_id
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", email_id)[:40].strip("-")
+    return f"{readable}~{sha256(email_id.encode()).hexdigest()[:24]}"
 
 
-def _write_once(folder: str, email_id: str, message: EmailMessage) -> str:
-    base = Path(setting("EMAIL_DIRECTORY") or Path(__file__).parent)
-    path = base.resolve() / folder / f"{file_name(email_id)}.eml"
+def write_once(folder: str, email_id: str, message: EmailMessage) -> str:
+    """Write the file, unless this email was handled before; returns its path."""
+    base = Path(setting("EMAIL_DIRECTORY") or Path(__file__).parent).resolve()
+    path, *others = (base / name / f"{file_name(email_id)}.eml" for name in {folder: 1, "outbox": 1, "spam": 1})
+    for other in others:
+        if other.exists():
+            return f"no, this email was handled before: {other}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         # Written under another name first: whoever looks into the folder sees the whole file, or none.
         unfinished = path.with_name(f".{uuid4().hex}.part")
-        unfinished.write_bytes(message.as_bytes(policy=SMTP))
+        unfinished.write_bytes(message.as_bytes())
         unfinished.replace(path)
     log.info("%s", path)
     return str(path)
 
 
-def _message(text: str) -> EmailMessage:
-    message = EmailMessage()
-    message.set_content(text)
-    return message
+def first_address(text: str) -> str:
+    """The first address in a header's text, with its name; empty if there is none. A reply goes to one person."""
+    for name, address in getaddresses([text]):
+        if re.fullmatch(r"[!-~]+@[!-~]+", address):
+            return str(Address(name, addr_spec=address))
+    return ""
 
 
-def _copy_header(content: str, name: str, message: EmailMessage, as_name: str) -> None:
-    """Take over a header from the lines at the top of an email's text, if it is there."""
+def set_header(message: EmailMessage, name: str, text: str) -> None:
+    """Set a header to a stranger's text, or leave it out if that would write more than this one header."""
     try:
-        if value := message_from_string(content, policy=default)[name]:
-            del message[as_name]
-            message[as_name] = _one_line(value)
-    except Exception as problem:  # what strangers write into headers makes Python's parser raise all sorts of errors
-        log.warning("Left out the email's %s header, which cannot be read: %s", name, problem)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(str(text).split())[:500]
+        # The text was decoded when the email was read. Python would decode it again, and =? is where that begins.
+        message[name] = " ".join(printable(text).split()).replace("=?", "= ?")
+        _, *continued = message.policy.fold(name, message[name]).splitlines()
+        if text and all(line.startswith((" ", "\t")) for line in continued):
+            return
+    except Exception as problem:  # what strangers write into headers makes Python raise all sorts of errors
+        log.warning("Left out the header %s, which cannot be written: %s", name, problem)
+    del message[name]

@@ -3,10 +3,15 @@
 import argparse
 from uuid import uuid4
 
+from hosting.instance import add_waiting_arguments, announce, start_or_resume
+from hosting.program import run
+from hosting.scheduler import scheduler_client
+from hosting.terminal import printable
+from hosting.waiting import result_of
+
+from durabletask.client import OrchestrationStatus, TaskHubGrpcClient
 from email_file import read_email
 from models import Email
-from steps import add_waiting_arguments, announce, result_of, start_or_resume
-from support import UsageError, run, scheduler_client
 
 ORCHESTRATION = "spam_detection_orchestration"
 
@@ -31,21 +36,31 @@ def main() -> None:
     arguments = parse_arguments()
     emails = [] if arguments.instance else [email_from(arguments.file)] if arguments.file else made_up_emails()
     with scheduler_client() as client:
-        # All are started before the first is waited for: they run at the same time, each on its own.
-        inputs = [email.model_dump() for email in emails] or [None]
-        instances = [start_or_resume(client, ORCHESTRATION, input=one, instance=arguments.instance) for one in inputs]
-        for instance in instances:
+        # All are started before the first is waited for: they run at the same time.
+        instances = [hand_over(client, email) for email in emails]
+        for instance in instances or [start_or_resume(client, ORCHESTRATION, arguments.instance)]:
             if arguments.no_wait:
                 announce(instance)
                 continue
             print(f"Orchestration: {instance}", flush=True)
             state = result_of(client, instance, arguments.timeout)
-            print(f"\n{indented(str((state.get_input() or {}).get('email_content', '')))}\n")
-            print(f"{state.get_output()}\n", flush=True)
+            print(f"\n{quoted(str((state.get_input() or {}).get('email_content', '')))}\n")
+            print(f"{printable(state.get_output())}\n", flush=True)
+
+
+def hand_over(client: TaskHubGrpcClient, email: Email) -> str:
+    """Start an orchestration that has the email's id as its own: handed over twice, an email is handled once."""
+    earlier = client.get_orchestration_state(email.email_id, fetch_payloads=False)
+    if earlier and earlier.runtime_status in (OrchestrationStatus.FAILED, OrchestrationStatus.TERMINATED):
+        client.purge_orchestration(email.email_id)
+    elif earlier:
+        print("This email was handed over before.", flush=True)
+        return email.email_id
+    return client.schedule_new_orchestration(ORCHESTRATION, input=email, instance_id=email.email_id)
 
 
 def made_up_emails() -> list[Email]:
-    """A legitimate and a spam email, under ids of their own in each run: an id that was dealt with is not again."""
+    """A legitimate and a spam email, with new ids in each run: an email that was handled is not handled again."""
     return [
         Email(email_id=f"{name}-{uuid4().hex[:6]}", email_content=content)
         for name, content in (("report", LEGITIMATE), ("prize", SPAM))
@@ -54,26 +69,26 @@ def made_up_emails() -> list[Email]:
 
 def email_from(path: str) -> Email:
     """The email in a file, or in standard input. Raises UsageError if there is none."""
-    read = read_email(path)
-    for remark in read.remarks:
-        print(remark, flush=True)
-    return Email(email_id=read.email_id, email_content=read.content)
+    email, remarks = read_email(path)
+    for remark in remarks:
+        print(printable(remark), flush=True)
+    return email
 
 
-def indented(text: str, most: int = 12) -> str:
+def quoted(text: str, most: int = 12) -> str:
     """The first lines of a text, marked as a quotation."""
-    lines = text.splitlines()
+    lines = printable(text).splitlines()
     return "\n".join([f"  | {line[:110]}".rstrip() for line in lines[:most]] + (["  | …"] if len(lines) > most else []))
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line. Raises UsageError where it makes no sense."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", nargs="?", help="an email (.eml), or - for standard input (default: two made-up ones)")
     add_waiting_arguments(parser)
     arguments = parser.parse_args()
     if arguments.instance is not None and arguments.file is not None:
-        raise UsageError("--instance comes back to an email that was handed over: give one or the other.")
+        parser.error("--instance comes back to an email that was handed over: give one or the other")
     return arguments
 
 

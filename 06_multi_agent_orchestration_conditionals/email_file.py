@@ -1,213 +1,128 @@
-"""Reads a real email, as mail programs save it (.eml): who wrote what, as text, whatever its form."""
+"""Reads a real email, as mail programs save it (.eml): who wrote what, as text."""
 
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from email import message_from_bytes
-from email.header import decode_header, make_header
-from email.message import Message
+from email.message import MIMEPart
+from email.policy import EmailPolicy
 from hashlib import sha256
-from html import unescape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from support import UsageError
+from hosting.program import UsageError
+from hosting.terminal import printable
 
-FILE_LIMIT = 1024 * 1024
-"""Bytes: a larger file is refused."""
+from justhtml import JustHTML
+from models import Email
 
-BODY_LIMIT = 50_000
-"""Characters: what is longer is cut. It has to fit into the model's context, and into the scheduler's 1 MB."""
-
-HEADER_LIMIT = 5_000
-"""Characters of one header."""
-
-HEADERS = ("From", "Reply-To", "To", "Date", "Subject", "Message-ID")
+FILE_LIMIT = 1024 * 1024  # bytes
+BODY_LIMIT = 50_000  # characters: they have to fit into the model's context, and into the scheduler's 1 MB
+HTML_LIMIT = 200_000  # characters of one part
+HEADER_LIMIT = 2_000  # characters: Python's parser takes minutes for longer ones that are made to be slow
+HEADERS = ("From", "Reply-To", "To", "Date", "Subject", "Message-ID", "Auto-Submitted", "Precedence", "List-Id")
 
 
-class ReadEmail(NamedTuple):
-    """An email as the orchestration takes it.
+class Tolerant(EmailPolicy):
+    """Python's reading of headers, where one that it cannot read is empty."""
 
-    Attributes:
-        email_id: its Message-ID, or a fingerprint of the file if it has none; the same file has the same id.
-        content: its most important headers, an empty line, and its text.
-        remarks: what was left out, for a person to know.
+    def header_fetch_parse(self, name: str, value: str) -> Any:
+        text = value[:HEADER_LIMIT].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        try:
+            # Those of the MIME structure are many in a large email, and Python reads their plain text faster.
+            return text if name.lower().startswith("content-") else super().header_fetch_parse(name, text)
+        except Exception:  # what strangers write into headers makes it raise all sorts of errors
+            return ""
+
+
+def read_email(path: str) -> tuple[Email, list[str]]:
+    """The email in a file, or in standard input if the path is `-`; and remarks on what was left out.
+
+    Raises UsageError if there is none, or if it is too large or too complicated.
     """
-
-    email_id: str
-    content: str
-    remarks: list[str]
-
-
-def read_email(path: str) -> ReadEmail:
-    """The email in a file, or in standard input if the path is `-`. Raises UsageError if there is none."""
     try:
-        if path == "-":
-            raw = sys.stdin.buffer.read(FILE_LIMIT + 1)
-        else:
-            with Path(path).open("rb") as file:
-                raw = file.read(FILE_LIMIT + 1)
+        with sys.stdin.buffer if path == "-" else Path(path).open("rb") as file:
+            return parse_email(file.read(FILE_LIMIT + 1))
     except OSError as error:
         raise UsageError(f"Cannot read {path}: {error.strerror}.") from None
-    try:
-        return parse_email(raw)
     except ValueError as error:
         raise UsageError(f"{'Standard input' if path == '-' else path} {error}") from None
 
 
-def parse_email(raw: bytes) -> ReadEmail:
-    """The email in these bytes. Raises ValueError, whose message goes on where the file's name leaves off."""
+def parse_email(raw: bytes) -> tuple[Email, list[str]]:
+    """The email in these bytes, and remarks. Raises ValueError, whose message continues after the file's name."""
     if len(raw) > FILE_LIMIT:
         raise ValueError("has more than 1 MB.")
-    raw = raw.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not raw:
+    if not (raw := raw.removeprefix(b"\xef\xbb\xbf").lstrip()):
         raise ValueError("is empty.")
+    # Counted before it is parsed, since thousands of nested or empty parts take minutes.
+    for pattern, most in ((rb"(?i)boundary[\s*0-9]*=", 20), (rb"(^|[\r\n])--", 1_000), (rb"\r\n|[\r\n]", 50_000)):
+        if sum(1 for _ in re.finditer(pattern, raw)) > most:
+            raise ValueError("has too many parts or lines.")
     try:
-        message = message_from_bytes(raw)
-        parts = list(_parts(message))
-        long = sorted({name for part in [message, *parts] for name in _without_long_headers(part)})
+        message: Any = message_from_bytes(raw, policy=Tolerant())
     except RecursionError:
-        raise ValueError("is broken: its parts are nested too deeply.") from None
-    headers = {name: value for name in HEADERS if (value := _header(message, name))}
+        raise ValueError("has parts that are nested too deeply.") from None
+    headers = {name: line for name in HEADERS if (line := one_line(message.get(name)))}
     if not {"From", "To", "Subject", "Date"} & headers.keys():
         raise ValueError("is not an email: no From, To, Subject or Date at its top. Save it as .eml, with its headers.")
 
-    body = _body(parts)
-    text = _text(body).strip() if body else ""
-    remarks = [f"Very long headers are not read: {', '.join(long)}"] if long else []
-    if attachments := [_name(part) for part in parts if part is not body and _is_attachment(part)]:
-        remarks.append(f"Attachments are not read: {', '.join(attachments)}")
-    if len(text) > BODY_LIMIT:
-        remarks.append(f"The text has {len(text):,} characters; only the first {BODY_LIMIT:,} are used.")
-        text = f"{text[:BODY_LIMIT]}\n[The text was cut here: {len(text) - BODY_LIMIT:,} more characters.]"
-    top = "\n".join(f"{name}: {value}" for name, value in headers.items())
-    email_id = headers.get("Message-ID", "").strip("<>") or f"sha256-{sha256(raw).hexdigest()[:32]}"
-    return ReadEmail(email_id, f"{top}\n\n{text or '(The email has no text.)'}", remarks)
+    texts: dict[str, str] = {}  # by their words: of a text that comes as HTML too, both are judged if they differ
+    attachments: list[str] = []
+    for part in leaves(message):
+        if is_attachment(part):
+            name = message.policy.header_fetch_parse("Filename", (part.get_filename() or "")[:200])
+            attachments.append(one_line(name) or f"one without a name ({part.get_content_type()})")
+        elif text := text_of(part):
+            texts.setdefault(" ".join(re.findall(r"\w+", text)), text)
+    remarks = [f"Attachments are not read: {', '.join(attachments)[:1000]}"] if attachments else []
+    if sum(map(len, texts.values())) > BODY_LIMIT:
+        most = BODY_LIMIT // len(texts)
+        remarks.append(f"The text is too long: only the first {most:,} characters of each part are used.")
+        texts = {words: text if len(text) <= most else f"{text[:most]}\n[Cut here.]" for words, text in texts.items()}
+    top = "\n".join(f"{name}: {line}" for name, line in headers.items())
+    body = "\n\n[The next part of the email:]\n".join(texts.values())
+    content = f"{top}\n\n{body or '(The email has no text.)'}"
+    # The same email has the same id; another one that claims the same Message-ID has not.
+    readable = re.sub(r"[^a-z0-9]+", "-", (headers.get("Message-ID") or headers.get("Subject", "")).lower())
+    email_id = f"{readable[:40].strip('-')}-{sha256(content.encode()).hexdigest()[:16]}"
+    return Email(email_id=email_id, email_content=content), remarks
 
 
-def _without_long_headers(part: Message) -> list[str]:
-    """Remove the headers that Python may take minutes to read, and nobody writes; returns their names."""
-    long = [name for name, value in part.raw_items() if len(str(value)) > HEADER_LIMIT]
-    for name in long:
-        del part[name]
-    return long
+def one_line(header: Any) -> str:
+    """A header's text on one line."""
+    return " ".join(printable(header or "").split())
 
 
-def _header(message: Message, name: str) -> str:
-    """The header on one line, decoded as far as that is possible; empty if there is none."""
-    value = next((value for its_name, value in message.raw_items() if its_name.lower() == name.lower()), "")
-    return _decoded_words(str(value).encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
-
-
-def _decoded_words(text: str) -> str:
-    with suppress(LookupError, ValueError):  # an encoding that nobody knows, or that it is not in
-        text = str(make_header(decode_header(text)))
-    return " ".join(_clean(text).split())[:1000]
-
-
-def _parts(part: Message) -> Iterator[Message]:
-    """The leaves of the tree of parts; an email that is attached to the email is one, whole."""
-    children = part.get_payload()
-    if part.get_content_maintype() == "multipart" and isinstance(children, list):
-        for child in children:
-            assert isinstance(child, Message)
-            yield from _parts(child)
+def leaves(part: MIMEPart) -> Iterator[MIMEPart]:
+    """The parts that have no parts of their own; an email that is attached to the email counts as one."""
+    if part.get_content_maintype() == "multipart" and part.is_multipart():
+        for child in part.iter_parts():
+            yield from leaves(child)
     else:
         yield part
 
 
-def _is_attachment(part: Message) -> bool:
-    return bool(part.get_content_disposition() == "attachment" or _file_name(part)) or not _is_text(part)
+def is_attachment(part: MIMEPart) -> bool:
+    """Whether a person sees it as a file. A multipart without parts is a broken one, whose text is still read."""
+    named = part.get_content_disposition() == "attachment" or part.get_filename()
+    return bool(named) or part.get_content_maintype() not in ("text", "multipart")
 
 
-def _is_text(part: Message) -> bool:
-    # A multipart without its parts is a broken one, whose text is still worth reading.
-    return part.get_content_maintype() in ("text", "multipart")
+def text_of(part: MIMEPart) -> str:
+    """The text of a part; of HTML, as Markdown, which says where links lead."""
+    payload, charset = part.get_payload(decode=True), part.get_content_charset() or "utf-8"
+    text = decoded(payload, charset) if isinstance(payload, bytes) else str(payload)
+    if part.get_content_subtype() == "html":
+        text = JustHTML(text[:HTML_LIMIT]).to_markdown()
+    return printable("\n".join(text.splitlines())).strip()
 
 
-def _file_name(part: Message) -> str:
-    return _decoded_words(part.get_filename() or "")[:100]
-
-
-def _name(part: Message) -> str:
-    return _file_name(part) or f"one without a name ({part.get_content_type()})"
-
-
-def _body(parts: list[Message]) -> Message | None:
-    """The first part that is plain text and not blank, or else the first in HTML, or any text."""
-    texts = [part for part in parts if not _is_attachment(part)]
-    for subtype in ("plain", "html"):
-        for part in texts:
-            if part.get_content_subtype() == subtype and _text(part).strip():
-                return part
-    return texts[0] if texts else None
-
-
-def _text(part: Message) -> str:
-    payload = part.get_payload(decode=True)
-    text = _decoded(payload, part.get_content_charset()) if isinstance(payload, bytes) else str(part.get_payload())
-    return _clean(_text_of_html(text) if part.get_content_subtype() == "html" else text)
-
-
-def _decoded(payload: bytes, declared: str | None) -> str:
-    """The text in the encoding that it declares, or in the one that it seems to have."""
-    for encoding in (declared or "utf-8", "utf-8"):
+def decoded(payload: bytes, charset: str) -> str:
+    """The text in the encoding that it declares, or else in the one that it seems to have."""
+    for encoding in ("utf-8" if charset in ("idna", "punycode") else charset, "utf-8"):  # those two take hours
         try:
             return payload.decode(encoding)
         except (LookupError, ValueError):
             continue
     return payload.decode("cp1252", errors="replace")
-
-
-def _clean(text: str) -> str:
-    """The text without what no reader sees, and without halves of characters, which no scheduler stores."""
-    text = text.encode("utf-8", errors="replace").decode().replace("\r\n", "\n").replace("\r", "\n")
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "", text)
-
-
-UNSEEN = ("script", "style", "title", "template")
-LINES = ("p", "div", "br", "tr", "li", "table", "ul", "ol", "blockquote", "h1", "h2", "h3", "h4", "h5", "h6")
-
-
-def _text_of_html(html: str) -> str:
-    """The text of a page: its paragraphs as lines, its links with where they lead.
-
-    In one pass, by plain searches: Python's HTMLParser takes hours for a megabyte that is made to be slow.
-    """
-    pieces: list[str] = []
-    link, position = "", 0
-    while found := re.compile(r"<!--|<([^<>]*)>").search(html, position):
-        pieces.append(_unescaped(html[position : found.start()]))
-        position = found.end()
-        inside = found[1] or ""
-        name = re.match(r"/?[a-z][a-z0-9]{0,20}|", inside.lower())
-        tag = name[0] if name else ""
-        if found[1] is None:
-            position = _after("-->", html, position)
-        elif tag in UNSEEN:
-            position = _after(f"</{tag}", html, position) - len(tag) - 2
-        elif tag.strip("/") in LINES:
-            pieces.append("\n")
-        elif tag == "a":
-            address = re.search(r"href\s*=\s*[\"']?(https?:[^\"'\s]{1,300})", inside, re.IGNORECASE)
-            link = _unescaped(address[1]) if address else ""
-        elif tag == "/a" and link:
-            pieces.append(f" ({link})")  # where a link really leads says much about an email
-            link = ""
-    pieces.append(_unescaped(html[position:]))
-    lines = (" ".join(line.split()) for line in "".join(pieces).splitlines())
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
-
-
-def _after(end: str, html: str, position: int) -> int:
-    """The position after the next `end`, in whatever case; that of the page's end if there is none."""
-    found = re.compile(re.escape(end), re.IGNORECASE).search(html, position)
-    return found.end() if found else len(html) + len(end)
-
-
-def _unescaped(text: str) -> str:
-    try:
-        return unescape(text)
-    except ValueError:  # a character's number with thousands of digits
-        return text

@@ -1,8 +1,12 @@
 """What crosses a boundary: between client and orchestration, agents and orchestration, orchestration and activities."""
 
+import re
+from email.parser import HeaderParser
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, StringConstraints
+
+AUTOMATIC = r"auto-submitted: (?!no\b).+|precedence: (bulk|junk|list)\b.*|list-id: .+"
 
 
 def not_blank(text: str) -> str:
@@ -22,6 +26,15 @@ class Email(BaseModel):
     email_id: Given
     email_content: Given
 
+    def header(self, name: str) -> str:
+        """A header at the top of the content, on one line; empty if there is none. It is text, and is not decoded."""
+        return " ".join(str(HeaderParser().parsestr(self.email_content).get(name, "")).split())[:1000]
+
+    def automatic(self) -> str:
+        """The header that says that no person sent it, such as `Precedence: bulk`; empty if there is none."""
+        lines = (f"{name}: {self.header(name)}" for name in ("Auto-Submitted", "Precedence", "List-Id"))
+        return next((line for line in lines if re.match(AUTOMATIC, line, re.IGNORECASE)), "")
+
 
 class SpamVerdict(BaseModel):
     """What SpamDetectionAgent answers."""
@@ -37,12 +50,12 @@ class EmailReply(BaseModel):
 
 
 class SpamEmail(Email):
-    """What handle_spam_email is given."""
+    """What handle_spam_email receives."""
 
     reason: str
 
 
 class AnsweredEmail(Email):
-    """What send_email is given."""
+    """What send_email receives."""
 
     response: str

@@ -1,33 +1,33 @@
 """The pattern: one agent's structured answer decides which branch is taken, and the branch has an effect outside."""
 
 from hashlib import sha256
-from typing import Any
+
+from hosting.agent_step import Step, ask_for
 
 from activities import handle_spam_email, send_email
 from agent_framework_durabletask import DurableAIAgentOrchestrationContext
 from durabletask.task import OrchestrationContext
 from models import AnsweredEmail, Email, EmailReply, SpamEmail, SpamVerdict
-from steps import Step, ask, read_input
 
 
-def spam_detection_orchestration(context: OrchestrationContext, data: Any) -> Step[str]:
+def spam_detection_orchestration(context: OrchestrationContext, email: Email) -> Step[str]:
     """Let one agent judge an email: spam is put aside, anything else is answered by another agent, and sent."""
-    email = read_input(Email, data)
     agents = DurableAIAgentOrchestrationContext(context)
     detective, assistant = agents.get_agent("SpamDetectionAgent"), agents.get_agent("EmailAssistantAgent")
 
-    # What is yielded from here is on record once it is there: whichever worker goes on from that point takes the same
-    # branch, even if the model would now decide otherwise.
-    verdict = yield from ask(context, detective, f"Is this email spam? {as_data(email)}", expect=SpamVerdict)
+    # An answer that has arrived is in the history: whichever worker continues from here takes the same branch, even if
+    # the model would decide otherwise now.
+    verdict = yield from ask_for(context, detective, f"Is this email spam? {as_data(email)}", SpamVerdict)
 
     if verdict.is_spam:
-        spam = SpamEmail(**email.model_dump(), reason=verdict.reason)
-        kept = yield context.call_activity(handle_spam_email, input=spam.model_dump())
+        kept = yield context.call_activity(handle_spam_email, input=SpamEmail(**dict(email), reason=verdict.reason))
         return f"Spam: {verdict.reason}\nPut aside: {kept}"
 
-    reply = yield from ask(context, assistant, f"Draft a reply to this email. {as_data(email)}", expect=EmailReply)
-    answered = AnsweredEmail(**email.model_dump(), response=reply.response)
-    sent = yield context.call_activity(send_email, input=answered.model_dump())
+    if sign := email.automatic():  # two programs that answer each other would never stop
+        return f"Not spam: {verdict.reason}\nNot answered, since no person has sent it: {sign}"
+
+    reply = yield from ask_for(context, assistant, f"Draft a reply to this email. {as_data(email)}", EmailReply)
+    sent = yield context.call_activity(send_email, input=AnsweredEmail(**dict(email), response=reply.response))
     return f"Not spam: {verdict.reason}\nReply sent: {sent}\n\n{reply.response}"
 
 
