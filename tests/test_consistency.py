@@ -171,22 +171,25 @@ def test_a_sample_imports_what_its_requirements_bring_and_they_bring_what_it_imp
 
 
 OF_RUN_PY: dict[str, str | None] = {"STATE_DIRECTORY": None}
-BY_RUN_PY = {"RUN_AS"}  # it sets this for the programs that it starts
+NO_SETTINGS = {"RUN_AS", "USER", "USERNAME"}  # set by run.py for what it starts, and by the operating system
 
 
 def read_settings() -> dict[str, str | None]:
     """The environment variables that the samples read, and the default of those that have one in the same place."""
     found: dict[str, str | None] = {}
     for file in ROOT.glob("[0-9][0-9]_*/**/*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        constants = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
+        for node in ast.walk(tree):
             if isinstance(node, ast.Attribute):  # settings are read in one place, so that none is overlooked here
                 assert node.attr not in ("environ", "getenv") or file.parent.name == "hosting", file
             if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Constant):
                 continue
             if ast.unparse(node.func) in ("setting", "os.environ.get"):
-                name, *default = map(ast.literal_eval, node.args)
+                arguments = [constants.get(ast.unparse(argument), argument) for argument in node.args]
+                name, *default = map(ast.literal_eval, arguments)
                 found[name] = default[0] if default else found.get(name)
-    return {name: default for name, default in found.items() if name not in BY_RUN_PY}
+    return {name: default for name, default in found.items() if name not in NO_SETTINGS}
 
 
 def test_the_page_of_settings_lists_those_that_are_read() -> None:
