@@ -489,9 +489,10 @@ def test_half_a_character_poisons_no_conversation(joker: Sample, model: Scripted
     joker.start_worker()
     client = joker.run_client("My name is Ada, from caf\udce9.")  # the byte e9 alone, as $'caf\xe9' passes it
     assert client.wait() == 0, client.errors
-    assert "caf\ufffd" in texts(model.requests[0])[0]
+    assert stored_turns(joker, key_of(client))[0] == ("request", "My name is Ada, from caf\ufffd.")
     model.say("half of one: \ud83d", times=1)
-    assert joker.run_client("--session", key_of(client), "Hello").wait() == 0
+    assert answers(joker.run_client("--session", key_of(client), "Hello")) == ["half of one: \ufffd"]
+    assert stored_turns(joker, key_of(client))[-1] == ("response", "half of one: \ufffd")
     again = joker.run_client("--session", key_of(client), "What is my name?")
     assert again.wait() == 0, again.errors
     assert "Ada" in answers(again)[0]
