@@ -3,6 +3,7 @@
 CHAOS_SEED repeats the choices of an earlier run; CHAOS_WAVES makes it longer.
 """
 
+import asyncio
 import os
 import random
 import time
@@ -59,9 +60,14 @@ def test_readers_end_with_the_stored_text_whatever_is_killed(
     planner.sample.settings["REDIS_CONNECTION_STRING"] = server.address
     for name, value in planner.sample.settings.items():
         monkeypatch.setenv(name, value)
-    client, support = modules("03", "client"), modules("03", "support")
-    streams = modules("03", "redis_stream_response_handler").stream_handler(planner.stored)
-    agent = support.agent_client(["TravelPlanner"]).get_agent("TravelPlanner")
+    scheduler, conversation = modules("03", "hosting.scheduler"), modules("03", "hosting.conversation")
+    stream, reader = modules("03", "redis_stream"), modules("03", "redis_stream_response_handler")
+    agent = modules("03", "hosting.agent_client").AgentClient(scheduler.scheduler_client()).get_agent("TravelPlanner")
+
+    async def announce(key: str, run: str) -> None:
+        redis, ttl = stream.redis_client(), stream.stream_ttl()
+        async with reader.RedisStreamResponseHandler(redis, ttl, planner.stored) as handler:
+            await handler.announce(key, run)
 
     workers = [planner.sample.start_worker()]
     restarts = reader_kills = redis_restarts = 0
@@ -73,8 +79,10 @@ def test_readers_end_with_the_stored_text_whatever_is_killed(
             if choices.random() < 0.3:
                 model.break_off(choices.randint(2, 120), matches=has_results)
             options = {"wait_for_response": False}
-            run = agent.run(question, session=client.conversation(key), options=options).response_id
-            streams.announce(key, run)
+            run = agent.run(
+                question, session=conversation.session_of("TravelPlanner", key), options=options
+            ).response_id
+            asyncio.run(announce(key, run))
             asked.append((key, run, random.Random(choices.random())))  # noqa: S311
         with ThreadPoolExecutor(RUNS) as pool:
             readings = [pool.submit(read_with_kills, planner, key, run, own) for key, run, own in asked]
@@ -95,7 +103,7 @@ def test_readers_end_with_the_stored_text_whatever_is_killed(
             reader_kills += kills
     print(
         f"{WAVES * RUNS} runs. Killed: {len(workers) - 1} workers, {reader_kills} readers, Redis {redis_restarts}x; "
-        f"readers were told {restarts} times that an answer starts again"
+        f"readers saw {restarts} times that an answer starts again"
     )
     assert restarts, "nothing was tested"
     assert reader_kills, "nothing was tested"

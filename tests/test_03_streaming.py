@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import islice
+from datetime import timedelta
 from pathlib import Path
 from queue import Queue
 from types import ModuleType
@@ -38,18 +38,22 @@ pytestmark = pytest.mark.skipif(not redis_program(), reason="needs a real redis-
 
 # A client that keeps what it gets, as a real one would: chunk by chunk, on its standard output.
 READER = """
-import dataclasses, json, sys
-from client import conversation
-from redis_stream_response_handler import stream_handler
-from support import agent_client, run
+import asyncio, dataclasses, json, sys
+from hosting.agent_client import AgentClient
+from hosting.conversation import session_of
+from hosting.program import run
+from hosting.scheduler import scheduler_client
+from redis_stream import redis_client, stream_ttl
+from redis_stream_response_handler import RedisStreamResponseHandler, StreamChunk
 
-def main():
-    agents = agent_client(["TravelPlanner"])
-    streams = stream_handler(lambda key: agents.stored_conversation(conversation(key)), patience=30)
-    for chunk in streams.read_stream(*sys.argv[1:]):
-        print(json.dumps(dataclasses.asdict(chunk)), flush=True)
+async def read(agents, *arguments):
+    stored = lambda key: agents.stored_conversation(session_of("TravelPlanner", key))
+    async with RedisStreamResponseHandler(redis_client(), stream_ttl(), stored, patience=30) as handler:
+        async for chunk in handler.read_stream(*arguments):
+            if chunk != StreamChunk(chunk.entry_id):
+                print(json.dumps(dataclasses.asdict(chunk)), flush=True)
 
-run(main)
+run(lambda: asyncio.run(read(AgentClient(scheduler_client()), *sys.argv[1:])))
 """
 
 
@@ -140,7 +144,7 @@ def key_of(client: Process) -> str:
 def shown(client: Process) -> str:
     """The answer as it stands on the screen; after a restart, what came since."""
     text = re.sub(r"\A(.*\n)?Conversation \w+\n(You: .*\n\n)?", "", client.output)
-    text = re.split(r"\n\n(?:To go on:|\[Disconnected|\[Interrupted)", text)[0]
+    text = re.split(r"\n\n(?:To continue:|\[Disconnected|\[Interrupted)", text)[0]
     return text.rpartition("starts again.]\n\n")[2]
 
 
@@ -162,6 +166,21 @@ def text_of(received: list[dict[str, Any]]) -> str:
     for chunk in received:
         text = chunk["text"] if chunk["restarted"] else text + chunk["text"]
     return text
+
+
+def pieces(received: list[Any]) -> list[Any]:
+    """The chunks that say something: in silence, empty ones come too."""
+    return [chunk for chunk in received if chunk.text or chunk.notice or chunk.error or chunk.is_done]
+
+
+def read_all(handler: Any, *arguments: str) -> list[Any]:
+    """What `read_stream` yields, until its end, in this process."""
+
+    async def read() -> list[Any]:
+        async with handler:
+            return pieces([chunk async for chunk in handler.read_stream(*arguments)])
+
+    return asyncio.run(read())
 
 
 def has_results(request: dict[str, Any]) -> bool:
@@ -212,13 +231,18 @@ def test_every_cursor_leads_to_the_rest_and_nothing_else(
     assert client.wait() == 0
     key = key_of(client)
     monkeypatch.setenv("REDIS_CONNECTION_STRING", server.address)
-    streams = modules("03", "redis_stream_response_handler").stream_handler(planner.stored)
-    received = list(streams.read_stream(key))
+    stream, reader = modules("03", "redis_stream"), modules("03", "redis_stream_response_handler")
+
+    def read(*cursor: str) -> list[Any]:
+        redis, ttl = stream.redis_client(), stream.stream_ttl()
+        return read_all(reader.RedisStreamResponseHandler(redis, ttl, planner.stored), key, *cursor)
+
+    received = read()
     assert "".join(chunk.text for chunk in received) == planner.answer(key)
     assert [chunk.is_done for chunk in received] == [False] * (len(received) - 1) + [True]
     assert len(received) > 100
     for number in range(0, len(received) - 1, 7):
-        rest = list(streams.read_stream(key, received[number].entry_id))
+        rest = read(received[number].entry_id)
         assert [chunk.text for chunk in rest] == [chunk.text for chunk in received[number + 1 :]]
         assert not any(chunk.restarted for chunk in rest)
 
@@ -254,7 +278,7 @@ def test_readers_do_not_disturb_one_another(planner: Planner) -> None:
     assert late.wait() == 0
     assert client.wait() == 0
     assert {text_of(chunks(reader)) for reader in [*others, late]} == {planner.answer(key)} == {shown(client)}
-    assert len(chunks(late)) == len(chunks(others[0])) > 100
+    assert len(chunks(late)) > 100
 
 
 def test_ctrl_c_prints_the_command_that_reads_on(planner: Planner, model: ScriptedModel) -> None:
@@ -304,22 +328,13 @@ def test_a_second_turn_streams_alone(planner: Planner) -> None:
     first = planner.ask("Plan a weekend in Lisbon.")
     assert first.wait() == 0
     key = key_of(first)
-    followed = planner.reader(key)
-    assert followed.wait() == 0
-    cursor = chunks(followed)[-1]["entry_id"]
-    follows_on = planner.reader(key, cursor)  # waits for the next turn
     second = planner.ask("--session", key, "What if it rains?")
     assert second.wait() == 0
-    answer = planner.answer(key, 2)
-    assert shown(second) == answer != shown(first)
-    assert follows_on.wait() == 0, follows_on.errors
-    assert text_of(chunks(follows_on)) == answer
-    late = planner.reader(key, cursor)
-    assert late.wait() == 0
-    assert text_of(chunks(late)) == answer
+    assert second.errors == ""
+    assert shown(second) == planner.answer(key, 2) != shown(first)
     newest = planner.ask("--session", key)
     assert newest.wait() == 0
-    assert shown(newest) == answer
+    assert shown(newest) == shown(second)
 
 
 def test_where_there_is_no_redis_server_its_stand_in_does(planner: Planner, start: Start) -> None:
@@ -358,8 +373,7 @@ def test_a_worker_killed_mid_stream_is_replaced_and_the_answer_starts_again(
     first.kill()
     planner.sample.start_worker()
     assert client.wait() == 0, client.errors
-    assert client.errors == ""
-    assert client.output.count("The worker was replaced, or the model broke off. The answer starts again.") == 1
+    assert client.output.count("[Another worker took over. The answer starts again.]") == 1
     assert shown(client) == planner.answer(key_of(client))
     assert reader.wait() == 0
     assert text_of(chunks(reader)) == planner.answer(key_of(client))
@@ -389,7 +403,7 @@ def test_a_model_that_breaks_off_is_asked_again_and_the_reader_is_told(
     client = planner.ask()
     assert client.wait() == 0, client.errors
     assert [bool(request.get("stream")) for request in model.requests] == [True, True, False, False]
-    assert client.output.count("The answer starts again") == 1
+    assert client.output.count("[The model broke off. The answer starts again.]") == 1
     assert shown(client) == planner.answer(key_of(client))
     assert shown(client).startswith("# 3 days")
 
@@ -428,7 +442,7 @@ def test_redis_down_from_the_start(planner: Planner, server: RedisServer) -> Non
     assert shown(client) == planner.answer(key_of(client))
 
     server.start()
-    eventually(lambda: "takes what is streamed again" in worker.errors, "the worker has found Redis")
+    eventually(lambda: "Answers are streamed again" in worker.errors, "the worker has found Redis")
     reader = planner.reader(key_of(client), "0-0")
     assert reader.wait() == 0
     assert text_of(chunks(reader)) == shown(client)
@@ -462,7 +476,7 @@ def test_redis_restarted_in_the_middle(planner: Planner, server: RedisServer, mo
     client = planner.ask()
     client.wait_for("Day 1")
     server.process.kill()
-    eventually(lambda: "nothing is streamed" in worker.errors, "the worker has noticed")
+    eventually(lambda: "Nothing is streamed" in worker.errors, "the worker has noticed")
     server.start()
     eventually(lambda: server.client().exists(f"agent-stream:{key_of(client)}"), "the stream goes on")
     from_the_start = planner.reader(key_of(client))  # finds a stream whose beginning is gone
@@ -491,7 +505,7 @@ def test_a_place_that_is_gone_makes_the_answer_start_again(planner: Planner, ser
     server.client().delete(f"agent-stream:{key_of(client)}")
     resumed = planner.ask(*resume_arguments(client))
     assert resumed.wait() == 0, resumed.errors
-    assert "no longer in the stream. The answer starts again." in resumed.output
+    assert "What came before is no longer in the stream. The answer starts again." in resumed.output
     assert shown(resumed) == answer
 
 
@@ -513,7 +527,7 @@ def test_a_stream_that_expired_is_made_up_for_by_the_conversation(planner: Plann
 def test_nobody_waits_for_ever(planner: Planner) -> None:
     client = planner.ask("--timeout", "0.5", "Plan a weekend in Lisbon.")
     assert client.wait() == 1
-    assert "Nothing was heard of the answer for 0.5 s" in client.errors
+    assert "Nothing was heard for 0.5 s" in client.errors
     assert "python worker.py" in client.errors
     assert "Traceback" not in client.errors
     planner.sample.start_worker()
@@ -544,10 +558,22 @@ def test_a_stream_lives_as_long_as_it_is_written_and_a_while_longer(planner: Pla
     assert server.client().keys() == [stream]
 
 
-def test_a_key_that_names_no_conversation(planner: Planner) -> None:
-    client = planner.ask("--session", "tuesday", "--timeout", "0.5")
-    assert client.wait() == 1
-    assert "Nothing was heard" in client.errors
+def test_a_conversation_that_has_not_begun_is_said_immediately(planner: Planner, server: RedisServer) -> None:
+    began = time.monotonic()
+    client = planner.ask("--session", "tuesday")
+    assert_one_line(client, 1, "Nothing was asked in conversation tuesday.")
+    assert "kept" not in client.errors
+    server.process.kill()
+    assert_one_line(planner.ask("--session", "tuesday"), 1, "Nothing was asked in conversation tuesday", "Redis")
+    assert time.monotonic() - began < 40, "nobody waits for --timeout"
+
+
+def test_a_first_question_in_a_conversation_with_a_chosen_key(planner: Planner) -> None:
+    planner.sample.start_worker()
+    client = planner.ask("--session", "tuesday", "Plan a weekend in Lisbon.")
+    assert client.wait() == 0
+    assert "begins now" in client.errors
+    assert shown(client) == planner.answer("tuesday")
 
 
 def test_a_setting_that_is_wrong(planner: Planner) -> None:
@@ -572,31 +598,111 @@ def test_other_settings_that_are_wrong(
     name: str, value: str, modules: Callable[[str, str], ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
-    module = modules("03", "redis_stream_response_handler")
-    with pytest.raises(modules("03", "support").UsageError, match=name) as error:
-        module.stream_handler()
+    module = modules("03", "redis_stream")
+    read = module.redis_client if name == "REDIS_CONNECTION_STRING" else module.stream_ttl
+    with pytest.raises(modules("03", "hosting.program").UsageError, match=name) as error:
+        read()
     assert "s3cr3t" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "says"),
     [
-        [""],
-        ["--session", ""],
-        ["--session", "a@b"],
-        ["--cursor", "1-0"],
-        ["--session", "abc", "--cursor", "newest"],
-        ["--session", "abc", "--cursor", "1-0", "Plan a trip."],
-        ["--disconnect-after", "0"],
+        ([""], "empty"),
+        (["--session", ""], "not empty"),
+        (["--session", "a@b"], "no '@'"),
+        (["--cursor", "1-0"], "needs --session"),
+        (["--session", "abc", "--cursor", "newest"], "the id of a chunk"),
+        (["--session", "abc", "--cursor", "1-0", "Plan a trip."], "takes no message"),
+        (["--disconnect-after", "0"], "1 or more"),
+        (["--timeout", "-3"], "positive number of seconds"),
     ],
 )
 def test_arguments_that_make_no_sense(
-    arguments: list[str], modules: Callable[[str, str], ModuleType], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    says: str,
+    modules: Callable[[str, str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     client = modules("03", "client")
     monkeypatch.setattr(sys, "argv", ["client.py", *arguments])
-    with pytest.raises(modules("03", "support").UsageError):
+    with pytest.raises(SystemExit) as end:
         client.parse_arguments()
+    assert end.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+# Answers that are none -----------------------------------------------------------------------------------------------
+
+
+def test_an_agent_that_only_calls_its_tools_has_not_answered(planner: Planner, model: ScriptedModel) -> None:
+    call = {"name": "get_weather_forecast", "arguments": '{"destination": "Rome", "date": "today"}'}
+    calls = [{"index": 0, "id": "call", "type": "function", "function": call}]
+    model.say(
+        "", said_with={"tool_calls": calls}, finish_reason="tool_calls", matches=lambda one: bool(one.get("tools"))
+    )
+    model.say("Function invocation limit reached. I stop here.")
+    planner.sample.start_worker()
+    client = planner.ask()
+    assert client.wait() == 1
+    assert "called its tools again and again" in client.errors
+    assert "To continue" not in client.output
+    late = planner.ask("--session", key_of(client))
+    assert late.wait() == 1
+    assert "called its tools again and again" in late.errors
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "says"),
+    [
+        ("Half a pl", {"finish_reason": "length"}, "cut off at the length"),
+        (" ", {}, "answer is empty"),
+        ("", {"said_with": {"refusal": "I do not plan that."}}, "refuses"),
+    ],
+)
+def test_half_an_answer_an_empty_one_and_a_refusal_are_errors(
+    reply: str, kind: dict[str, Any], says: str, planner: Planner, model: ScriptedModel
+) -> None:
+    model.say(reply, **kind)
+    planner.sample.start_worker()
+    assert_one_line(planner.ask(), 1, says)
+
+
+def test_an_answer_without_room_in_its_conversation_is_lost_and_the_client_says_so(
+    planner: Planner, model: ScriptedModel
+) -> None:
+    model.say("x" * 700_000, times=1)
+    model.say("y" * 700_000, times=1)
+    planner.sample.start_worker()
+    first = planner.ask("Plan a weekend in Lisbon.")
+    assert first.wait() == 0, first.errors
+    second = planner.ask("--session", key_of(first), "What if it rains?")
+    assert second.wait(40) == 1
+    assert "The answer is lost: the conversation has no room for it (7" in second.errors
+    assert "kept" not in second.errors
+    assert len(planner.answers(key_of(first))) == 1
+
+
+def test_silence_in_a_nearly_full_conversation_does_not_claim_that_the_question_is_kept(
+    planner: Planner, model: ScriptedModel
+) -> None:
+    model.say("x" * 700_000, times=1)
+    worker = planner.sample.start_worker()
+    first = planner.ask("Plan a weekend in Lisbon.")
+    assert first.wait() == 0, first.errors
+    worker.kill()
+    second = planner.ask("--session", key_of(first), "What if it rains?", "--timeout", "1")
+    assert second.wait() == 1
+    assert "The question is lost if its answer does not fit into 1 MB" in second.errors
+
+
+def test_what_a_model_writes_does_not_steer_the_terminal(planner: Planner, model: ScriptedModel) -> None:
+    model.say("A \x1b[31mred\x1b[0m \u202etrip")
+    planner.sample.start_worker()
+    client = planner.ask()
+    assert client.wait() == 0
+    assert "A [31mred[0m trip" in client.output
 
 
 # Password and TLS ----------------------------------------------------------------------------------------------------
@@ -654,9 +760,11 @@ def test_tls_and_a_password(planner: Planner, start: Start, tmp_path: Path) -> N
         client = planner.ask("--disconnect-after", "10", **settings)
         assert client.wait() == 0
         assert "[Disconnected after 10 chunks.]" in client.output
+        answer = planner.answer(key_of(client))
         guarded.process.kill()
         later = planner.ask("--session", key_of(client), **settings)
         assert later.wait() == 0
+        assert shown(later) == answer
         assert "No pieces come" in later.errors
         worker.stop()
     for process in (worker, client, later):
@@ -691,134 +799,215 @@ def test_a_wrong_password(planner: Planner, start: Start) -> None:
 # Attempts, losses and repetitions, made by hand ----------------------------------------------------------------------
 
 
-@pytest.fixture
-def handler(modules: Callable[[str, str], ModuleType], server: RedisServer, conversation: DurableAgentState) -> Any:
-    """The sample's handler on the test's Redis, and on a conversation that the test writes."""
-    module = modules("03", "redis_stream_response_handler")
-    return module.RedisStreamResponseHandler(server.address, 60, lambda key: conversation, patience=1.0)
+class Hand:
+    """The sample's writer and reader on the test's Redis, and a stored conversation that the test writes."""
+
+    def __init__(self, modules: Callable[[str, str], ModuleType], server: RedisServer) -> None:
+        self.stream = modules("03", "redis_stream")
+        self.writer = modules("03", "redis_stream_callback")
+        self.reader = modules("03", "redis_stream_response_handler")
+        self.redis = server.client()
+        self.conversation = DurableAgentState()
+
+    def handler(self, **options: Any) -> Any:
+        """A reader; its client lives as long as one event loop."""
+        return self.reader.RedisStreamResponseHandler(
+            redis_client=self.stream.redis_client(),
+            stream_ttl=timedelta(minutes=1),
+            stored=lambda key: self.conversation,
+            **options,
+        )
+
+    def read(self, *arguments: str) -> list[Any]:
+        """All of an answer in the stream of the conversation `key`."""
+        return read_all(self.handler(), "key", *arguments)
+
+    def store(self, text: str, run: str = "run") -> None:
+        """Let the run end with this answer."""
+        answer = DurableAgentStateResponse.from_run_response(run, response(text))
+        self.conversation.data.conversation_history.append(answer)
+
+    async def write(self, pieces: list[tuple[str, str]], run: str = "run") -> None:
+        """Write attempts at a run, each in its own task as in a worker; a piece is an attempt's name and a text."""
+        redis = self.stream.redis_client()
+        callback = self.writer.RedisStreamCallback(redis, timedelta(minutes=1))
+        queues: dict[str, asyncio.Queue[str]] = {name: asyncio.Queue() for name, _ in pieces}
+
+        async def attempt(queue: asyncio.Queue[str]) -> None:
+            while True:
+                await callback.on_streaming_response_update(update(await queue.get()), context(run))
+                await callback._sending
+                queue.task_done()
+
+        tasks = [asyncio.create_task(attempt(queue)) for queue in queues.values()]
+        for name, text in pieces:
+            await queues[name].put(text)
+            await queues[name].join()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await redis.aclose()
 
 
 @pytest.fixture
-def conversation() -> DurableAgentState:
-    return DurableAgentState()
+def hand(
+    modules: Callable[[str, str], ModuleType], server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Hand]:
+    monkeypatch.setenv("REDIS_CONNECTION_STRING", server.address)
+    hand = Hand(modules, server)
+    yield hand
+    hand.redis.close()
 
 
 def context(run: str) -> AgentCallbackContext:
     return AgentCallbackContext("TravelPlanner", run, session_id="key")
 
 
+def update(text: str) -> AgentResponseUpdate:
+    return AgentResponseUpdate(contents=[Content.from_text(text)])
+
+
 def response(text: str) -> AgentResponse:
     return AgentResponse(messages=[Message("assistant", [text])], created_at="2026-11-22T12:00:00+00:00")
 
 
-def store(conversation: DurableAgentState, run: str, text: str) -> None:
-    conversation.data.conversation_history.append(DurableAgentStateResponse.from_run_response(run, response(text)))
+def test_the_newest_attempt_wins_while_an_old_one_still_writes(hand: Hand) -> None:
+    written = [("old", "half "), ("new", "a new "), ("old", "of it "), ("new", "answer "), ("old", "more")]
+
+    async def follow() -> list[tuple[str, bool, bool]]:
+        await hand.write(written)
+        seen = []
+        async with hand.handler() as handler:
+            async for chunk in handler.read_stream("key", correlation_id="run"):
+                if pieces([chunk]):
+                    seen.append((chunk.text, chunk.restarted, chunk.is_done))
+                if len(seen) == 3:
+                    hand.store("a new answer indeed")
+        return seen
+
+    assert asyncio.run(follow()) == [
+        ("half ", False, False),
+        ("a new ", True, False),
+        ("answer ", False, False),
+        ("indeed", False, True),
+    ]
 
 
-async def piece(handler: Any, run: str, text: str) -> None:
-    """One update, sent before the next thing happens."""
-    update = AgentResponseUpdate(contents=[Content.from_text(text)])
-    await handler.on_streaming_response_update(update, context(run))
-    await handler._sending
-
-
-async def attempts(handler: Any, run: str, *pieces: tuple[str, str]) -> None:
-    """Attempts at a run, each a task of its own as in a worker; a piece is an attempt's name and a text."""
-    queues: dict[str, asyncio.Queue[str]] = {name: asyncio.Queue() for name, _ in pieces}
-
-    async def attempt(queue: asyncio.Queue[str]) -> None:
-        while True:
-            await piece(handler, run, await queue.get())
-            queue.task_done()
-
-    tasks = [asyncio.create_task(attempt(queue)) for queue in queues.values()]
-    for name, text in pieces:
-        await queues[name].put(text)
-        await queues[name].join()
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    await handler._writer.aclose()
-
-
-def test_the_newest_attempt_wins_while_an_old_one_still_writes(handler: Any, conversation: DurableAgentState) -> None:
-    pieces = [("old", "half "), ("new", "a new "), ("old", "of it "), ("new", "answer "), ("old", "more")]
-    asyncio.run(attempts(handler, "run", *pieces))
-    reading = handler.read_stream("key", correlation_id="run")
-    shown = [(chunk.text, chunk.restarted) for chunk in islice(reading, 3)]
-    assert shown == [("half ", False), ("a new ", True), ("answer ", False)]
-    store(conversation, "run", "a new answer indeed")
-    assert [(chunk.text, chunk.restarted, chunk.is_done) for chunk in reading] == [("indeed", False, True)]
-
-
-def test_an_attempt_that_was_stored_though_a_newer_one_was_shown(handler: Any, conversation: DurableAgentState) -> None:
-    asyncio.run(attempts(handler, "run", ("first", "the first"), ("second", "another")))
-    store(conversation, "run", "the first")
-    *_, last = handler.read_stream("key")
+def test_an_attempt_that_was_stored_though_a_newer_one_was_shown(hand: Hand) -> None:
+    asyncio.run(hand.write([("first", "the first"), ("second", "another")]))
+    hand.store("the first")
+    *_, last = hand.read()
     assert (last.text, last.restarted, last.is_done) == ("the first", True, True)
 
 
 @pytest.mark.parametrize("lost", [0, 1, 4])
-def test_a_lost_piece_holds_the_rest_back_until_the_answer_is_stored(
-    lost: int, handler: Any, conversation: DurableAgentState, server: RedisServer
-) -> None:
-    pieces = ["one ", "two ", "three ", "four ", "five"]
-    asyncio.run(attempts(handler, "run", *(("only", text) for text in pieces)))
-    entries = server.client().xrange("agent-stream:key")
-    server.client().xdel("agent-stream:key", entries[lost][0])
-    store(conversation, "run", "".join(pieces))
-    received = list(handler.read_stream("key"))
-    assert [chunk.text for chunk in received] == [*pieces[:lost], "".join(pieces[lost:])]
+def test_a_lost_piece_holds_the_rest_back_until_the_answer_is_stored(lost: int, hand: Hand) -> None:
+    texts = ["one ", "two ", "three ", "four ", "five"]
+    asyncio.run(hand.write([("only", text) for text in texts]))
+    hand.redis.xdel("agent-stream:key", hand.redis.xrange("agent-stream:key")[lost][0])
+    hand.store("".join(texts))
+    received = hand.read()
+    assert [chunk.text for chunk in received] == [*texts[:lost], "".join(texts[lost:])]
     assert not any(chunk.restarted for chunk in received)
 
 
-def test_what_redis_got_twice_is_shown_once(handler: Any, conversation: DurableAgentState, server: RedisServer) -> None:
-    asyncio.run(attempts(handler, "run", ("only", "one "), ("only", "two "), ("only", "three")))
-    for _, fields in server.client().xrange("agent-stream:key"):
-        server.client().xadd("agent-stream:key", fields)
-    store(conversation, "run", "one two three")
-    assert "".join(chunk.text for chunk in handler.read_stream("key")) == "one two three"
+def test_what_redis_received_twice_is_shown_once(hand: Hand) -> None:
+    asyncio.run(hand.write([("only", "one "), ("only", "two "), ("only", "three")]))
+    for _, fields in hand.redis.xrange("agent-stream:key"):
+        hand.redis.xadd("agent-stream:key", fields)
+    hand.store("one two three")
+    assert "".join(chunk.text for chunk in hand.read()) == "one two three"
 
 
-def test_what_does_not_belong_into_a_stream_is_passed_over(
-    handler: Any, conversation: DurableAgentState, server: RedisServer
-) -> None:
-    server.client().xadd("agent-stream:key", {"colour": "red", "at": "-1"})
-    handler.announce("key", "run")
-    server.client().xadd("agent-stream:key", {"type": "text", "run": "run", "attempt": "a", "at": "x", "text": "odd"})
-    store(conversation, "run", "right")
-    *_, last = handler.read_stream("key")
+def test_what_does_not_belong_in_a_stream_is_ignored(hand: Hand) -> None:
+    async def announce() -> None:
+        async with hand.handler() as handler:
+            await handler.announce("key", "run")
+
+    odd = {"run": "run", "attempt": "a", "at": "x", "text": "odd"}
+    hand.redis.xadd("agent-stream:key", {"colour": "red", "at": "-1"})
+    asyncio.run(announce())
+    foreign = [hand.redis.xadd("agent-stream:key", fields) for fields in (odd, {**odd, "at": "-1"}, {"id": "run"})]
+    hand.store("right")
+    *_, last = hand.read()
     assert (last.text, last.is_done) == ("right", True)
+    *_, last = hand.read(foreign[-1])
+    assert (last.text, last.restarted, last.is_done) == ("right", True, True)
 
 
-def test_a_stream_keeps_a_bounded_number_of_entries(handler: Any, server: RedisServer) -> None:
+def test_a_key_in_redis_that_holds_something_else_is_a_notice_and_the_answer_comes(hand: Hand) -> None:
+    hand.redis.set("agent-stream:key", "a string")
+    asyncio.run(hand.write([("only", "one"), ("only", " two")]))
+    hand.store("one two")
+    notice, last = hand.read()
+    assert "WRONGTYPE" in notice.notice
+    assert (last.text, last.restarted, last.is_done) == ("one two", False, True)
+
+
+def test_a_reader_of_the_collection_that_this_one_mirrors_finds_text_and_end(hand: Hand) -> None:
     async def write() -> None:
-        for _ in range(12_000):
-            await handler.on_streaming_response_update(
-                AgentResponseUpdate(contents=[Content.from_text("x")]), context("run")
-            )
-        await handler._sending
-        await handler._writer.aclose()
+        redis = hand.stream.redis_client()
+        callback = hand.writer.RedisStreamCallback(redis, timedelta(minutes=1))
+        await callback.on_streaming_response_update(update("one "), context("run"))
+        await callback.on_streaming_response_update(update("two"), context("run"))
+        await callback.on_agent_response(response("one two"), context("run"))
+        await callback._sending
+        await redis.aclose()
 
     asyncio.run(write())
-    assert 10_000 <= server.client().xlen("agent-stream:key") < 10_200
-    assert server.client().memory_usage("agent-stream:key") < 1_500_000
+    entries = [fields for _, fields in hand.redis.xrange("agent-stream:key")]
+    assert [fields.get("text", "") for fields in entries] == ["one ", "two", ""]
+    assert [fields.get("done") for fields in entries] == [None, None, "true"]
 
 
-def test_updates_are_queued_without_waiting_for_redis(handler: Any, server: RedisServer) -> None:
+def test_a_stream_keeps_a_bounded_number_of_entries(hand: Hand) -> None:
+    asyncio.run(write_quickly(hand, 12_000))
+    assert 10_000 <= hand.redis.xlen("agent-stream:key") < 10_200
+    assert hand.redis.memory_usage("agent-stream:key") < 1_500_000
+    hand.store("x" * 12_000)
+    (last,) = hand.read()
+    assert (last.text, last.restarted, last.is_done) == ("x" * 12_000, False, True)
+    newest = hand.redis.xrevrange("agent-stream:key", count=1)[0][0]
+    (last,) = hand.read(newest)
+    assert (last.text, last.restarted, last.is_done) == ("x" * 12_000, True, True)
+
+
+async def write_quickly(hand: Hand, number: int, patience: float = 60) -> float:
+    """Write pieces as fast as they can be queued; returns the seconds that it took. Waits for Redis afterwards."""
+    redis = hand.stream.redis_client()
+    callback = hand.writer.RedisStreamCallback(redis, timedelta(minutes=1))
+    began = time.monotonic()
+    for _ in range(number):
+        await callback.on_streaming_response_update(update("x"), context("run"))
+        await asyncio.sleep(0)
+    took = time.monotonic() - began
+    await asyncio.wait([callback._sending], timeout=patience)
+    callback._sending.cancel()
+    await asyncio.gather(callback._sending, return_exceptions=True)
+    await redis.aclose()
+    return took
+
+
+def test_pieces_are_queued_without_waiting_for_redis(hand: Hand, server: RedisServer) -> None:
     server.process.signal(signal.SIGSTOP)
+    try:
+        assert asyncio.run(write_quickly(hand, 1000, patience=0.1)) < 0.5
+    finally:
+        server.process.signal(signal.SIGCONT)
 
-    async def write() -> float:
-        began = time.monotonic()
-        for _ in range(1000):
-            await handler.on_streaming_response_update(
-                AgentResponseUpdate(contents=[Content.from_text("x")]), context("run")
-            )
-            await asyncio.sleep(0)
-        took = time.monotonic() - began
-        handler._sending.cancel()
-        await handler._writer.aclose()
-        return took
 
-    assert asyncio.run(write()) < 0.5
-    server.process.signal(signal.SIGCONT)
+def test_a_worker_holds_a_bounded_number_of_pieces_while_redis_is_away(hand: Hand, server: RedisServer) -> None:
+    server.process.kill()
+
+    async def write() -> int:
+        redis = hand.stream.redis_client()
+        callback = hand.writer.RedisStreamCallback(redis, timedelta(minutes=1))
+        for _ in range(hand.writer.PENDING_ENTRIES + 100):
+            await callback.on_streaming_response_update(update("x"), context("run"))
+        held = len(callback._pending)
+        callback._sending.cancel()
+        await asyncio.gather(callback._sending, return_exceptions=True)
+        await redis.aclose()
+        return held
+
+    assert asyncio.run(write()) == hand.writer.PENDING_ENTRIES
