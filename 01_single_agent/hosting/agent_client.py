@@ -75,8 +75,8 @@ class _AskingExecutor(DurableAgentExecutor[AgentResponse]):
         try:
             while (left := deadline - time.monotonic()) > 0:
                 with waiting_at_most(left):
-                    state = self.stored.newer(session)
-                if state and (answer := find_answer(state, correlation_id)):
+                    state = self.stored.latest(session)
+                if answer := find_answer(state, correlation_id):
                     return require_answer(answer)
                 progress.show(f"waiting for {agent_name}")
                 # The more threads of this process wait, the less often each of them looks.

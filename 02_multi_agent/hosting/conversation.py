@@ -46,8 +46,8 @@ def message(text: str) -> str:
 class _Seen:
     """A conversation as it was when it was fetched last."""
 
+    state: str = ""
     modified: datetime | None = None
-    size: int = 0
     at: float = 0.0
 
 
@@ -60,22 +60,22 @@ class StoredConversations:
 
     def size(self, session: DurableAgentSession) -> int:
         """How long the conversation was when it was fetched last, in characters of ASCII; 0 if never."""
-        return self._seen.get(session, _Seen()).size
+        return len(self._seen.get(session, _Seen()).state)
 
-    def newer(self, session: DurableAgentSession) -> str:
-        """The conversation, or nothing if it is long and its time stamp is still the same."""
+    def latest(self, session: DurableAgentSession) -> str:
+        """The conversation as JSON; a long one is not fetched again while its time stamp is still the same."""
         seen = self._seen.get(session, _Seen())
-        if seen.size > SHORT and time.monotonic() - seen.at < FETCH_SECONDS:
+        if len(seen.state) > SHORT and time.monotonic() - seen.at < FETCH_SECONDS:
             entity = self._client.get_entity(entity_of(session), include_state=False)
             if entity is None or entity.last_modified == seen.modified:
-                return ""
+                return seen.state  # another thread may have fetched it
         return self.fetch(session)
 
     def fetch(self, session: DurableAgentSession) -> str:
         """The conversation as JSON, or nothing if it has not begun."""
         entity = self._client.get_entity(entity_of(session), include_state=True)
         state = (entity.get_state() if entity else None) or ""
-        self._seen[session] = _Seen(entity.last_modified if entity else None, len(state), time.monotonic())
+        self._seen[session] = _Seen(state, entity.last_modified if entity else None, time.monotonic())
         return state
 
 
