@@ -9,6 +9,10 @@ import json
 from types import SimpleNamespace
 from typing import Any, cast
 
+from hosting.chat_client import chat_client
+from hosting.conversation import FULL
+from hosting.logs import log
+
 from agent_framework import Agent
 from agent_framework_durabletask import (
     AgentEntityStateProviderMixin,
@@ -19,9 +23,6 @@ from agent_framework_durabletask import (
     run_agent_coroutine,
 )
 from durabletask.worker import TaskHubGrpcWorker
-from hosting.chat_client import chat_client
-from hosting.conversation import FULL
-from hosting.logs import log
 
 SUMMARY = "summary"  # the entry that replaces older turns has this instead of a correlation id
 SUMMARY_CHARACTERS = 4_000  # a longer summary is cut

@@ -4,12 +4,13 @@ import argparse
 import sys
 from uuid import uuid4
 
-from agent_framework_durabletask import DurableAgentSession
 from hosting.agent_client import AgentClient
 from hosting.conversation import key, message, session_of
 from hosting.program import AgentError, run
 from hosting.scheduler import scheduler_client
 from hosting.terminal import command, printable, seconds
+
+from agent_framework_durabletask import DurableAgentSession
 from models import Routing
 from pydantic import ValidationError
 

@@ -1,9 +1,10 @@
 """Worker and client in one process, for a first look and for debugging. A real system keeps them apart."""
 
-import client
-import worker
 from hosting.program import run
 from hosting.scheduler import running
+
+import client
+import worker
 
 
 def main() -> None:

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from agent_framework import Agent
-from agent_framework_durabletask import DurableAIAgentWorker
-from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 from hosting.chat_client import chat_client
 from hosting.program import run
 from hosting.scheduler import scheduler_worker, serve
+
+from agent_framework import Agent
+from agent_framework_durabletask import DurableAIAgentWorker
+from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 from models import Routing
 
 ROUTING_INSTRUCTIONS = """\
