@@ -1,6 +1,6 @@
 """What the agent can look up: plain functions, whose names, docstrings and parameters tell the model how to use them.
 
-A turn is one operation: when a worker dies during it, another worker repeats all of it, and calls these functions again.
+A turn is one operation: when a worker dies during it, another one repeats all of it, and calls these functions again.
 That does no harm to a lookup. A tool that books or pays must recognize a repetition by itself.
 
 The data is made up; a real agent would ask a weather service and an events calendar here.
