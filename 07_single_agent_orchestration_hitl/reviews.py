@@ -4,6 +4,7 @@ import time
 from datetime import datetime, timedelta, timezone
 from uuid import uuid4
 
+from hosting.calls import waiting_at_most
 from hosting.program import AgentError, setting
 from hosting.status import headline, shown
 from hosting.terminal import command, printable
@@ -52,11 +53,13 @@ def decide(client: TaskHubGrpcClient, instance: str, decision: Decision, timeout
     """
     by = decision.by or setting("USER") or setting("USERNAME")  # the latter on Windows
     decision = decision.model_copy(update={"decision_id": uuid4().hex, "by": by[:100] or None})
-    client.raise_orchestration_event(instance, EVENT, data=decision.model_dump())
-    # Raising an event reports nothing. Whether it counted is in the custom status, by its id.
     deadline, pause = time.monotonic() + timeout, 0.002
-    while time.monotonic() < deadline:
-        state = client.get_orchestration_state(instance)
+    with waiting_at_most(timeout):
+        client.raise_orchestration_event(instance, EVENT, data=decision.model_dump())
+    # Raising an event reports nothing. Whether it counted is in the custom status, by its id.
+    while (left := deadline - time.monotonic()) > 0:
+        with waiting_at_most(left):
+            state = client.get_orchestration_state(instance)
         if state and counted(state, decision):
             return
         time.sleep(pause)

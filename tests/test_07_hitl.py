@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import durabletask.internal.orchestrator_service_pb2 as pb
+import grpc
 import pytest
 from conftest import Process, Sample, Start, eventually
 from durabletask.client import OrchestrationStatus
@@ -769,6 +771,36 @@ def test_no_worker_while_the_decision_arrives(articles: Sample, model: ScriptedM
     assert wait_for_end(articles, instance).runtime_status is OrchestrationStatus.COMPLETED
     assert published(tmp_path) == [f"{instance}.md"]
     assert len(model.requests) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGSTOP")
+def test_the_time_limit_of_a_decision_holds_while_the_scheduler_is_frozen(
+    articles: Sample, start: Start, modules: Modules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = start(sys.executable, "-m", "local_services.scheduler", "--port", "0", "--supervised")
+    articles.settings["ENDPOINT"] = scheduler.wait_for(r"scheduler ready: (\S+)")[1]
+    worker = articles.start_worker()
+    instance = begin(articles)
+    wait_for_draft(articles, instance)
+    worker.kill()
+    for name in ("ENDPOINT", "TASKHUB"):
+        monkeypatch.setenv(name, articles.settings[name])
+    reviews, models = modules("07", "reviews"), modules("07", "models")
+    with modules("07", "hosting.scheduler").scheduler_client() as client:
+        send = client.raise_orchestration_event
+
+        def send_and_freeze(*arguments: Any, **options: Any) -> None:
+            send(*arguments, **options)
+            scheduler.signal(signal.SIGSTOP)
+
+        monkeypatch.setattr(client, "raise_orchestration_event", send_and_freeze)
+        began = time.monotonic()
+        try:
+            with pytest.raises((reviews.AgentError, grpc.RpcError)):
+                reviews.decide(client, instance, models.Decision(approved=True, attempt=1), timeout=3)
+            assert time.monotonic() - began < 9
+        finally:
+            scheduler.signal(signal.SIGCONT)
 
 
 def test_no_worker_while_the_time_runs_out(articles: Sample) -> None:
