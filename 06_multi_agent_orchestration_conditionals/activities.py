@@ -37,7 +37,7 @@ def send_email(_: ActivityContext, email: AnsweredEmail) -> str:
     message.set_content(email.response)
     set_header(message, "From", first_address(email.header("To")))
     set_header(message, "To", first_address(email.header("Reply-To")) or first_address(email.header("From")))
-    if re.fullmatch("<[!-;=?-~]{1,250}>", email.header("Message-ID")):
+    if re.fullmatch(r"<(?!.*=\?)[!-;=?-~]{1,250}>", email.header("Message-ID")):
         set_header(message, "In-Reply-To", email.header("Message-ID"))
     subject = email.header("Subject") or "your message"
     set_header(message, "Subject", subject if subject.lower().startswith("re:") else f"Re: {subject}")
@@ -76,8 +76,9 @@ def write_once(folder: str, email_id: str, message: EmailMessage) -> str:
 def first_address(text: str) -> str:
     """The first address in a header's text, with its name; empty if there is none. A reply goes to one person."""
     for name, address in getaddresses([text]):
-        if re.fullmatch(r"[!-~]+@[!-~]+", address):
-            return str(Address(name, addr_spec=address))
+        user, _, domain = address.rpartition("@")
+        if user and re.fullmatch(r"[!-~]+", address):
+            return str(Address(name, user, domain))
     return ""
 
 

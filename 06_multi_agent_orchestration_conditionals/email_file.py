@@ -7,6 +7,7 @@ from email import message_from_bytes
 from email.message import MIMEPart
 from email.policy import EmailPolicy
 from hashlib import sha256
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,7 @@ def parse_email(raw: bytes) -> tuple[Email, list[str]]:
     for pattern, most in ((rb"(?i)boundary[\s*0-9]*=", 20), (rb"(^|[\r\n])--", 1_000), (rb"\r\n|[\r\n]", 50_000)):
         if sum(1 for _ in re.finditer(pattern, raw)) > most:
             raise ValueError("has too many parts or lines.")
-    try:
-        message: Any = message_from_bytes(raw, policy=Tolerant())
-    except RecursionError:
-        raise ValueError("has parts that are nested too deeply.") from None
+    message: Any = message_from_bytes(raw, policy=Tolerant())
     headers = {name: line for name in HEADERS if (line := one_line(message.get(name)))}
     if not {"From", "To", "Subject", "Date"} & headers.keys():
         raise ValueError("is not an email: no From, To, Subject or Date at its top. Save it as .eml, with its headers.")
@@ -78,8 +76,10 @@ def parse_email(raw: bytes) -> tuple[Email, list[str]]:
     remarks = [f"Attachments are not read: {', '.join(attachments)[:1000]}"] if attachments else []
     if sum(map(len, texts.values())) > BODY_LIMIT:
         most = BODY_LIMIT // len(texts)
-        remarks.append(f"The text is too long: only the first {most:,} characters of each part are used.")
-        texts = {words: text if len(text) <= most else f"{text[:most]}\n[Cut here.]" for words, text in texts.items()}
+        remarks.append(
+            f"The text is long: only the first {most:,} characters{' of each part' * (len(texts) > 1)} are used."
+        )
+        texts = {words: cut(text, most) for words, text in texts.items()}
     top = "\n".join(f"{name}: {line}" for name, line in headers.items())
     body = "\n\n[The next part of the email:]\n".join(texts.values())
     content = f"{top}\n\n{body or '(The email has no text.)'}"
@@ -92,6 +92,13 @@ def parse_email(raw: bytes) -> tuple[Email, list[str]]:
 def one_line(header: Any) -> str:
     """A header's text on one line."""
     return " ".join(printable(header or "").split())
+
+
+def cut(text: str, most: int) -> str:
+    """The text, or its first characters and a remark."""
+    return (
+        text if len(text) <= most else f"{text[:most]}\n[The text was cut here: {len(text) - most:,} more characters.]"
+    )
 
 
 def leaves(part: MIMEPart) -> Iterator[MIMEPart]:
@@ -114,8 +121,8 @@ def text_of(part: MIMEPart) -> str:
     payload, charset = part.get_payload(decode=True), part.get_content_charset() or "utf-8"
     text = decoded(payload, charset) if isinstance(payload, bytes) else str(payload)
     if part.get_content_subtype() == "html":
-        text = JustHTML(text[:HTML_LIMIT]).to_markdown()
-    return printable("\n".join(text.splitlines())).strip()
+        text = unescape(JustHTML(text[:HTML_LIMIT]).to_markdown())
+    return printable("\n".join(text.replace("\xa0", " ").splitlines())).strip()
 
 
 def decoded(payload: bytes, charset: str) -> str:

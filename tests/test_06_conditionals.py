@@ -1,6 +1,9 @@
 """Sample 06: one of two branches, whatever an email says; and an effect that happens once, whatever dies."""
 
+import base64
 import json
+import re
+import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -44,7 +47,7 @@ def double(orchestrator: Callable[..., Any]) -> OrchestrationDouble:
 def test_spam_is_put_aside_and_the_assistant_never_sees_it(double: OrchestrationDouble) -> None:
     assert LEGITIMATE in double.expect(AGENT, "SpamDetectionAgent").input
     double.answer(verdict(True))
-    assert double.expect(ACTIVITY, "handle_spam_email").input == {
+    assert double.expect(ACTIVITY, "handle_spam_email").input.model_dump() == {
         "email_id": "email-001",
         "email_content": LEGITIMATE,
         "reason": "Because.",
@@ -52,17 +55,35 @@ def test_spam_is_put_aside_and_the_assistant_never_sees_it(double: Orchestration
     double.finish_activity("/spam/x.eml")
     assert "Because." in double.output
     assert "/spam/x.eml" in double.output
-    assert [call.kind for call in double.calls] == [AGENT, ACTIVITY]
+    assert [call.kind for call in double.calls if call.kind in (AGENT, ACTIVITY)] == [AGENT, ACTIVITY]
 
 
 def test_any_other_email_is_answered(double: OrchestrationDouble) -> None:
     double.answer(verdict(False))
     assert LEGITIMATE in double.expect(AGENT, "EmailAssistantAgent").input
     double.answer('{"response": "Dear Ada, gladly."}')
-    assert double.expect(ACTIVITY, "send_email").input["response"] == "Dear Ada, gladly."
+    assert double.expect(ACTIVITY, "send_email").input.response == "Dear Ada, gladly."
     double.finish_activity("/outbox/x.eml")
     assert "Dear Ada, gladly." in double.output
     assert "/outbox/x.eml" in double.output
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Auto-Submitted: auto-replied", "auto-submitted: auto-generated", "Precedence: bulk", "List-Id: <news.example>"],
+)
+def test_what_no_person_has_sent_is_not_answered(header: str, orchestrator: Callable[..., Any]) -> None:
+    double = OrchestrationDouble(orchestrator, {"email_id": "email-001", "email_content": f"{header}\n{LEGITIMATE}"})
+    double.answer(verdict(False))
+    assert double.output.lower().endswith(f"\nnot answered, since no person has sent it: {header.lower()}")
+    assert [call.kind for call in double.calls if call.kind in (AGENT, ACTIVITY)] == [AGENT]
+
+
+@pytest.mark.parametrize("line", ["Auto-Submitted: no", "Precedence: first-class", "X: y\n\nPrecedence: bulk"])
+def test_what_a_person_has_sent_is_answered(line: str, orchestrator: Callable[..., Any]) -> None:
+    double = OrchestrationDouble(orchestrator, {"email_id": "email-001", "email_content": f"{line}\n{LEGITIMATE}"})
+    double.answer(verdict(False))
+    assert double.expect(AGENT, "EmailAssistantAgent")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +103,7 @@ def test_an_empty_reply_is_not_sent(double: OrchestrationDouble) -> None:
     double.answer('{"response": "  "}')
     double.fire_timer()
     double.answer('{"response": "Dear Ada"}')
-    assert double.expect(ACTIVITY, "send_email").input["response"] == "Dear Ada"
+    assert double.expect(ACTIVITY, "send_email").input.response == "Dear Ada"
 
 
 @pytest.mark.parametrize(
@@ -98,6 +119,7 @@ def test_an_empty_reply_is_not_sent(double: OrchestrationDouble) -> None:
 def test_wrong_input_is_named(data: Any, named: str, orchestrator: Callable[..., Any]) -> None:
     double = OrchestrationDouble(orchestrator, data)
     assert named in str(double.failure)
+    assert "\n" not in str(double.failure)
     assert not double.calls
 
 
@@ -138,8 +160,13 @@ def text_of(message: EmailMessage) -> str:
 
 
 def send(activities: ModuleType, email_id: str = "email-001", content: str = LEGITIMATE, response: str = "Hi") -> str:
-    data = {"email_id": email_id, "email_content": content, "response": response}
-    return activities.send_email(None, data)
+    email = sys.modules["models"].AnsweredEmail(email_id=email_id, email_content=content, response=response)
+    return activities.send_email(None, email)
+
+
+def put_aside(activities: ModuleType, email_id: str = "email-001", content: str = SPAM, reason: str = "x") -> str:
+    email = sys.modules["models"].SpamEmail(email_id=email_id, email_content=content, reason=reason)
+    return activities.handle_spam_email(None, email)
 
 
 def test_a_reply_is_a_standard_email(activities: ModuleType, tmp_path: Path) -> None:
@@ -158,8 +185,7 @@ def test_a_reply_is_a_standard_email(activities: ModuleType, tmp_path: Path) -> 
 
 
 def test_spam_is_kept_with_the_reason(activities: ModuleType, tmp_path: Path) -> None:
-    data = {"email_id": "email-002", "email_content": SPAM, "reason": "It\npromises a prize."}
-    path = activities.handle_spam_email(None, data)
+    path = put_aside(activities, "email-002", reason="It\npromises a prize.")
     assert Path(path) == tmp_path / "spam" / "email-002.eml"
     kept = read(path)
     assert kept["X-Spam-Flag"] == "YES"
@@ -171,6 +197,17 @@ def test_an_effect_happens_once(activities: ModuleType, tmp_path: Path) -> None:
     assert send(activities, response="First") == send(activities, response="Second")
     (file,) = (tmp_path / "outbox").iterdir()
     assert text_of(read(file)).strip() == "First"
+
+
+def test_an_email_that_was_handled_otherwise_is_left_alone(activities: ModuleType, tmp_path: Path) -> None:
+    """Two orchestrations of one email may have two verdicts."""
+    path = send(activities)
+    assert put_aside(activities) == f"no, this email was handled before: {path}"
+    assert [file.name for file in tmp_path.rglob("*.eml")] == ["email-001.eml"]
+
+    other = put_aside(activities, "email-002")
+    assert send(activities, "email-002") == f"no, this email was handled before: {other}"
+    assert len(list(tmp_path.rglob("*.*"))) == 2
 
 
 IDS = ["../escape", "/etc/passwd", "..", ".", "a/b", "a\\b", "C:\\x", "CON", "nul", "x" * 5000]
@@ -199,6 +236,73 @@ def test_strange_headers_do_not_keep_a_reply_from_being_written(head: str, activ
     reply = read(send(activities, content=f"{head}\nText", response="Hi"))
     assert reply["Subject"].startswith("Re: ")
     assert not reply["Subject"].startswith("Re: Re:")
+
+
+def encoded(text: str) -> str:
+    """An encoded word that Python's header parser decodes to this text, line ends included."""
+    return f"=?utf-8?b?{base64.b64encode(text.encode()).decode()}?="
+
+
+INJECTED = "\r\nBcc: victim@example.org\r\nX-Evil: 1\r\n\r\nAnother body."
+WORD = encoded(INJECTED) + "=?utf-8?b?////?="  # bytes that are not UTF-8 kept the line ends on Python 3.10 to 3.12
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        f"From: a@b.example\nMessage-ID: <a{WORD}@x>",
+        f"From: a@b.example\nSubject: {WORD}",
+        f"From: {WORD} <a@b.example>\nTo: {WORD} <c@d.example>",
+        f"From: <{WORD}@b.example>",
+        f"From: a@b.example\nReply-To: {WORD}",
+        f"From: a@b.example\nDate: {WORD}",
+        "From: a@b.example\nSubject: x\x0bBcc: v@example.org\x85Bcc: v@example.org\u2028Bcc: v@example.org",
+    ],
+)
+def test_no_header_writes_more_than_itself(head: str, activities: ModuleType) -> None:
+    for path in (
+        send(activities, content=f"{head}\n\nText", response="Hi"),
+        put_aside(activities, "email-002", f"{head}\n\nText", reason=WORD),
+    ):
+        reply = read(path)
+        assert not {"bcc", "x-evil"} & {name.lower() for name in reply}
+        for line in Path(path).read_bytes().partition(b"\r\n\r\n")[0].split(b"\r\n"):
+            assert re.match(rb"[A-Za-z-]+:( |$)|[ \t]+\S", line), line
+    assert text_of(read(send(activities, content=f"{head}\n\nText"))) == "Hi\n"
+
+
+@pytest.mark.parametrize("read_by", ["", "Subject: "])
+def test_a_reader_decodes_a_header_once(read_by: str, modules: Modules, activities: ModuleType) -> None:
+    """From the file to the reply: an encoded word inside an encoded word stays text."""
+    raw = f"From: a@b.example\nSubject: {encoded('=?utf-8?q?twice?=')}\nMessage-ID: <a{WORD}@x>\n\n{read_by}Text"
+    email, _ = modules("06", "email_file").parse_email(raw.encode())
+    reply = read(send(activities, email.email_id, email.email_content))
+    assert reply["Subject"] == "Re: = ?utf-8?q?twice?="
+    assert reply["In-Reply-To"] is None
+    assert not {"bcc", "x-evil"} & {name.lower() for name in reply}
+
+
+@pytest.mark.parametrize("message_id", ["<1@example.com>", "<a.b+c=d$e@[127.0.0.1]>"])
+def test_a_reply_refers_to_the_message(message_id: str, activities: ModuleType) -> None:
+    reply = read(send(activities, content=f"From: a@b.example\nMessage-ID: {message_id}\n\nText"))
+    assert reply["In-Reply-To"] == message_id
+    assert reply["Auto-Submitted"] == "auto-replied"
+
+
+@pytest.mark.parametrize("message_id", ["1@example.com", "<a b@x>", "<a><b>", "<é@x>", f"<{'x' * 251}>", "<a@x> (c)"])
+def test_a_message_id_that_is_none_is_left_out(message_id: str, activities: ModuleType) -> None:
+    reply = read(send(activities, content=f"From: a@b.example\nMessage-ID: {message_id}\n\nText"))
+    assert reply["In-Reply-To"] is None
+
+
+def test_a_reply_goes_to_one_address(activities: ModuleType) -> None:
+    crowd = ", ".join(f"victim-{n}@example.org" for n in range(50))
+    assert read(send(activities, content=f"From: a@b.example\nReply-To: {crowd}\n\nText"))["To"] == (
+        "victim-0@example.org"
+    )
+    group = "From: Ada <a@b.example>\nReply-To: undisclosed-recipients:;\nTo: c@d.example, e@f.example\n\nText"
+    reply = read(send(activities, "email-002", group))
+    assert (reply["To"], reply["From"]) == ("Ada <a@b.example>", "c@d.example")
 
 
 # End to end -------------------------------------------------------------------------------------------------------
@@ -258,7 +362,9 @@ def test_one_legitimate_and_one_spam_email(mail: Sample, model: ScriptedModel, b
     assert worker.errors == ""
 
 
-def test_a_real_email_from_a_file_and_from_standard_input(mail: Sample, boxes: Boxes, tmp_path: Path) -> None:
+def test_a_real_email_from_a_file_and_from_standard_input(
+    mail: Sample, model: ScriptedModel, boxes: Boxes, tmp_path: Path
+) -> None:
     message = EmailMessage()
     message["From"], message["Subject"], message["Message-ID"] = "Zoë <zoe@example.com>", "Größe", "<1@example.com>"
     message.set_content("<p>Which size do you <b>need</b>?</p>", subtype="html")
@@ -269,7 +375,7 @@ def test_a_real_email_from_a_file_and_from_standard_input(mail: Sample, boxes: B
     client = mail.run_client(str(file))
     assert client.wait() == 0, client.errors
     assert "Attachments are not read: sizes.pdf" in client.output
-    assert "Which size do you need?" in client.output
+    assert "Which size do you **need**?" in client.output
     (name,) = boxes()["outbox"]
     assert read(tmp_path / "mail" / "outbox" / name)["To"] == "Zoë <zoe@example.com>"
 
@@ -279,6 +385,16 @@ def test_a_real_email_from_a_file_and_from_standard_input(mail: Sample, boxes: B
     piped.popen.stdin.close()
     assert piped.wait() == 0, piped.errors
     assert boxes()["outbox"] == [name]  # the same email is not answered twice
+    assert "This email was handed over before." in piped.output
+    assert len(model.requests) == 2
+
+    other = file.read_bytes().replace(b"need", b"want")
+    assert b"<1@example.com>" in other
+    file.write_bytes(other)
+    client = mail.run_client(str(file))
+    assert client.wait() == 0, client.errors
+    assert "Reply sent: " in client.output
+    assert len(boxes()["outbox"]) == 2  # another email is answered, although it claims the same Message-ID
 
 
 @pytest.mark.parametrize(("content", "said"), [("", "is empty"), ("no headers here", "is not an email")])
@@ -344,19 +460,20 @@ def test_worker_and_client_in_one_process(mail: Sample) -> None:
 
 
 DYING_WORKER = """
-import os, signal, sys
+import functools, os, signal, sys
 sys.path.insert(0, os.getcwd())
-import activities, support, worker
+import activities, worker
+from hosting.program import run
 
 def dying(activity):
-    def run(context, data):
-        activity(context, data)
+    @functools.wraps(activity)
+    def wrapped(*arguments):
+        activity(*arguments)
         os.kill(os.getpid(), signal.SIGKILL)
-    run.__name__ = activity.__name__
-    return run
+    return wrapped
 
 worker.{activity} = dying(activities.{activity})
-support.run(worker.main)
+run(worker.main)
 """
 
 
@@ -402,14 +519,39 @@ def test_a_worker_killed_while_the_assistant_writes(mail: Sample, model: Scripte
 def test_a_refusal_in_plain_text_fails(mail: Sample, model: ScriptedModel, boxes: Boxes) -> None:
     model.say("I'm sorry, I can't help with that.")
     mail.start_worker()
-    assert_fails(mail.run_client(), 1, "SpamDetectionAgent", "The model's answer is not")
+    assert_fails(mail.run_client(), 1, "SpamDetectionAgent: The answer is not valid.", "I'm sorry")
     assert boxes() == {}
 
 
-def test_a_wrong_key(mail: Sample, model: ScriptedModel) -> None:
+@pytest.mark.parametrize("said", ["\ud83d", r'{"is_spam": true, "reason": "\ud83d"}'])
+def test_half_a_character_from_a_model_fails_it_as_any_wrong_answer(
+    said: str, mail: Sample, model: ScriptedModel
+) -> None:
+    model.say(said)
+    mail.start_worker()
+    assert_fails(mail.run_client(), 1, "SpamDetectionAgent: The answer is not valid.")
+    assert len(model.requests) == 8  # four tries for each of the two emails
+
+
+def test_an_email_that_failed_may_be_handed_over_again(mail: Sample, model: ScriptedModel, tmp_path: Path) -> None:
+    file = tmp_path / "mail.eml"
+    file.write_text(LEGITIMATE)
+    model.say("Who knows?", times=4)
+    mail.start_worker()
+    assert_fails(mail.run_client(str(file)), 1, "SpamDetectionAgent")
+    client = mail.run_client(str(file))
+    assert client.wait() == 0, client.errors
+    assert "Reply sent: " in client.output
+
+
+def test_a_wrong_key_is_waited_for(mail: Sample, model: ScriptedModel) -> None:
     model.fail(401, "Access denied due to invalid subscription key")
     mail.start_worker()
-    assert_fails(mail.run_client(), 1, "SpamDetectionAgent", "Access denied due to invalid subscription key")
+    client = mail.start_client()
+    eventually(lambda: "Access denied due to invalid subscription key" in client.errors, "the progress line says why")
+    model.heal()
+    assert client.wait() == 0, client.errors
+    assert "Put aside: " in client.output
 
 
 def test_a_folder_that_cannot_be_written(mail: Sample, tmp_path: Path) -> None:
@@ -428,8 +570,7 @@ def test_arguments_that_make_no_sense(arguments: list[str], named: str, mail: Sa
 
 def test_the_folder_runs_alone(mail: Sample, start: Start, tmp_path: Path) -> None:
     """Copied out: its files go into the copy."""
-    for file in mail.folder.glob("*.py"):
-        (tmp_path / file.name).write_text(file.read_text())
+    shutil.copytree(mail.folder, tmp_path, ignore=shutil.ignore_patterns("outbox", "spam"), dirs_exist_ok=True)
     environment = mail.environment(EMAIL_DIRECTORY="")
     start(sys.executable, "worker.py", cwd=tmp_path, env=environment).wait_for("Worker ready")
     client = start(sys.executable, "client.py", cwd=tmp_path, env=environment)
