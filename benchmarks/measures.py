@@ -4,6 +4,7 @@
 It prints a JSON list with a dict for each result.
 """
 
+import asyncio
 import json
 import os
 import subprocess
@@ -173,8 +174,10 @@ def two(runs: int, **_: Any) -> Results:
 def decision(waiting: int, **_: Any) -> Results:
     """Sample 07: many drafts wait for a decision at the same time; from each approval to its publication."""
     from hosting.scheduler import scheduler_client
-    from models import EVENT, Decision
-    from review import ORCHESTRATION, waiting_reviews
+
+    from models import Decision
+    from review_status import EVENT
+    from reviews import ORCHESTRATION, waiting_reviews
 
     times = []
     with scheduler_client() as client:
@@ -202,28 +205,35 @@ REMARK = "Thank you. Who are you, by the way?"  # no tools: they cost the same w
 
 def stream(runs: int, **_: Any) -> Results:
     """Sample 03, from the question to the first and the last piece that the reader receives."""
-    from agent_framework_durabletask import AgentSessionId, DurableAgentSession
-    from redis_stream_response_handler import stream_handler
-    from support import agent_client
+    from hosting.agent_client import AgentClient
+    from hosting.conversation import key_of
+    from hosting.scheduler import scheduler_client
 
-    agents = agent_client(["TravelPlanner"])
+    from redis_stream import redis_client, stream_ttl
+    from redis_stream_response_handler import RedisStreamResponseHandler
+
+    agents = AgentClient(scheduler_client())
     planner = agents.get_agent("TravelPlanner")
-    streams = stream_handler(
-        lambda key: agents.stored_conversation(
-            DurableAgentSession(durable_session_id=AgentSessionId("TravelPlanner", key))
-        )
-    )
 
-    def durable() -> tuple[float, float]:
-        session = planner.create_session()
-        assert session.durable_session_id
-        key = session.durable_session_id.key
+    async def read() -> list[float]:
+        session, times = planner.create_session(), []
+        handler = RedisStreamResponseHandler(
+            redis_client(), stream_ttl(), lambda _: agents.stored_conversation(session)
+        )
         began = time.perf_counter()
         run = planner.run(REMARK, session=session, options={"wait_for_response": False}).response_id
         assert run
-        streams.announce(key, run)
-        chunks = streams.read_stream(key, correlation_id=run)
-        times = [time.perf_counter() - began for chunk in chunks if chunk.text]
+        async with handler:
+            await handler.announce(key_of(session), run)
+            async for chunk in handler.read_stream(key_of(session), correlation_id=run):
+                if chunk.text:
+                    times.append(time.perf_counter() - began)
+                if chunk.is_done:
+                    break
+        return times
+
+    def durable() -> tuple[float, float]:
+        times = asyncio.run(read())
         return times[0] * SECOND, times[-1] * SECOND
 
     direct = Direct()
@@ -325,9 +335,10 @@ def growth(turns: list[int], seconds: float, **_: Any) -> Results:
 
     Turns that it has not reached after this time are left out.
     """
-    from durabletask.entities import EntityInstanceId
     from hosting.agent_client import AgentClient
     from hosting.scheduler import scheduler_client
+
+    from durabletask.entities import EntityInstanceId
 
     client = scheduler_client()
     joker, direct = AgentClient(client).get_agent("Joker"), Direct()

@@ -249,7 +249,7 @@ def test_the_worker_is_killed_in_the_pause_before_a_retry(chain: Sample, model: 
 
 # An agent that is not there ---------------------------------------------------------------------------------------
 
-QUESTION = r"… waiting for WriterAgent since \d\d:\d\d UTC: does a running worker host it\?"
+QUESTION = r"… waiting for WriterAgent since [-\d]+ \d\d:\d\d UTC: does a running worker host it\?"
 
 
 def test_a_worker_that_was_stopped_for_long_is_waited_for_and_asks_once(

@@ -219,7 +219,7 @@ def test_a_pause_that_was_cut_short_does_not_end_a_later_one(asking: Asking) -> 
 def test_a_call_without_an_answer_is_waited_for_and_not_made_again(asking: Asking) -> None:
     double = asking(show="so far")
     assert double.fire_timer() == 600
-    assert double.headline == "waiting for Judge since 00:00 UTC: does a running worker host it?"
+    assert double.headline == "waiting for Judge since 2030-01-01 00:00 UTC: does a running worker host it?"
     assert double.shown == "so far"
     double.answer("It is fine.")
     assert double.output == "It is fine."

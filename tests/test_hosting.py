@@ -563,17 +563,23 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_on_a_terminal_the_progress_is_one_line(
-    chain: Sample, modules: Modules, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("columns", ["200", "40"])
+def test_on_a_terminal_the_progress_is_one_line_if_it_fits(
+    columns: str, chain: Sample, modules: Modules, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     screen = Terminal()
     waiting, terminal, program = (modules("04", f"hosting.{name}") for name in ("waiting", "terminal", "program"))
+    monkeypatch.setenv("COLUMNS", columns)
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(terminal, "QUIET_SECONDS", 0.0)
     instance = chain.run_client("--no-wait").output.strip()
     with scheduler_client(chain) as client, pytest.raises(program.AgentError):
         for _ in waiting.watch(client, instance, 0.5, every=0.05):
             pass
-    assert "\n" not in screen.getvalue()
-    assert screen.getvalue().count("not begun") > 1
-    assert screen.getvalue().endswith("\r"), "and leaves nothing behind"
+    if columns == "200":
+        assert "\n" not in screen.getvalue()
+        assert screen.getvalue().count("not begun") > 1
+        assert screen.getvalue().endswith("\r"), "and leaves nothing behind"
+    else:  # what has wrapped could not be overwritten: a line now and then
+        assert "\r" not in screen.getvalue()
+        assert 0 < screen.getvalue().count("\n") < 5

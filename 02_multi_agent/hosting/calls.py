@@ -58,10 +58,12 @@ class PatientCalls(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInter
             left = max(0.0, ends - began)
             call = continuation(details._replace(timeout=left if waits else min(left, CALL_SECONDS)), request)
             code = call.code()
-            if code not in _UNREACHABLE or (waits and code is grpc.StatusCode.DEADLINE_EXCEEDED):
-                self._answered(code)
+            if code not in _UNREACHABLE:
+                self._answered()
                 refused = repeated and code is grpc.StatusCode.ALREADY_EXISTS and method == "StartInstance"
                 return _started(request) if refused else call
+            if waits and code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                return call
             self._unanswered(began)
             if not patient or (time.monotonic() + 0.2 > ends and not waits):  # a wait ends with its deadline
                 return call
@@ -73,10 +75,8 @@ class PatientCalls(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInter
         call.add_done_callback(lambda ended: ended.code() is _UNREACHABLE[0] and self._unanswered(time.monotonic()))
         return call
 
-    def _answered(self, code: grpc.StatusCode) -> None:
+    def _answered(self) -> None:
         with self._lock:
-            if code is grpc.StatusCode.DEADLINE_EXCEEDED:  # nothing was heard
-                return
             self._heard = time.monotonic()
             if self._lost:
                 _say(f"is back after {self._heard - self._lost:.0f} s.")
@@ -90,9 +90,8 @@ class PatientCalls(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInter
 
 
 def _started(request: Any) -> Any:
-    """What the SDK reads in the answer to the start of an orchestration."""
-    answer = SimpleNamespace(instanceId=request.instanceId)
-    return SimpleNamespace(result=lambda: answer, exception=lambda: None, code=lambda: grpc.StatusCode.OK)
+    """The answer to the start of an orchestration, of which the SDK reads the instance id alone."""
+    return SimpleNamespace(result=lambda: request, exception=lambda: None, code=lambda: grpc.StatusCode.OK)
 
 
 def _say(what: str) -> None:

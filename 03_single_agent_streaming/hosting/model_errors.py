@@ -12,8 +12,6 @@ from .logs import LoggedError, log
 from .program import without_password
 from .terminal import clean
 
-REFUSED = (400, 413, 422)  # HTTP: the request itself is wrong
-
 
 class ModelRejected(LoggedError):
     """Something is wrong with the request itself: its parameters or its content. No retry helps."""
@@ -68,7 +66,7 @@ class ModelErrors(ChatMiddleware):
         if status is None and cause.__cause__:  # the HTTP library knows what happened to the connection
             words = str(cause.__cause__) or words
         words = clean(without_password(words))
-        if status in REFUSED:
+        if status in (400, 413, 422):
             return ModelRejected(f"The model rejects the request ({status}): {words}")
         hint = " Check its key, your role and the deployment's name." if status in (401, 403, 404) else ""
         return ModelFailed(f"The model failed ({status or 'no answer'}): {words}{hint} [{self._model}]")

@@ -49,9 +49,13 @@ def watch(
             left = max(0.0, deadline - time.monotonic())
             with waiting_at_most(left):
                 state = _look(client, instance_id, min(left, every))
-            if state.runtime_status in _ENDS:
+            if state.runtime_status is OrchestrationStatus.FAILED:
+                raise OrchestrationFailed(state)
+            if state.runtime_status is OrchestrationStatus.TERMINATED:
+                raise AgentError(f"{instance_id} was terminated: {state.get_output() or 'no reason given'}")
+            if state.runtime_status is OrchestrationStatus.COMPLETED:
                 progress.clear()
-                yield _completed(state)
+                yield state
                 return
             if state.serialized_custom_status != status:
                 status, began = state.serialized_custom_status, time.monotonic()
@@ -60,7 +64,8 @@ def watch(
                 deadline += time.monotonic() - began
                 continue  # what the state says may be over: the caller may have talked with a person
             if not left:
-                raise AgentError(_too_late(state, timeout))
+                begun = state.runtime_status is not OrchestrationStatus.PENDING
+                raise AgentError(f"No result within {timeout:g} s ({_doing(state)}). {come_back(instance_id, begun)}")
             progress.show(_doing(state))
     except KeyboardInterrupt:
         progress.clear()
@@ -68,9 +73,6 @@ def watch(
         raise
     finally:
         progress.clear()
-
-
-_ENDS = (OrchestrationStatus.COMPLETED, OrchestrationStatus.FAILED, OrchestrationStatus.TERMINATED)
 
 
 def _look(client: TaskHubGrpcClient, instance_id: str, seconds: float) -> OrchestrationState:
@@ -84,22 +86,9 @@ def _look(client: TaskHubGrpcClient, instance_id: str, seconds: float) -> Orches
     return state
 
 
-def _completed(state: OrchestrationState) -> OrchestrationState:
-    if state.runtime_status is OrchestrationStatus.FAILED:
-        raise OrchestrationFailed(state)
-    if state.runtime_status is OrchestrationStatus.TERMINATED:
-        raise AgentError(f"{state.instance_id} was terminated: {state.get_output() or 'no reason given'}")
-    return state
-
-
 def _doing(state: OrchestrationState) -> str:
     if state.runtime_status is OrchestrationStatus.PENDING:
         return f"not begun: is a worker running on task hub '{setting('TASKHUB', 'default')}'? {command('worker.py')}"
     if state.runtime_status is OrchestrationStatus.SUSPENDED:
         return "suspended: it continues when somebody resumes it"
     return headline(state) or "running"
-
-
-def _too_late(state: OrchestrationState, timeout: float) -> str:
-    begun = state.runtime_status is not OrchestrationStatus.PENDING
-    return f"No result within {timeout:g} s ({_doing(state)}). {come_back(state.instance_id, begun)}"

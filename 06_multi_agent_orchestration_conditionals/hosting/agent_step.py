@@ -37,8 +37,7 @@ def ask(context: OrchestrationContext, agent: DurableAIAgent[Any], message: str,
         show: what the custom status shows below its first line.
         patience: how long a model may be away, a timedelta.
 
-    Raises:
-        AgentFailed: the model rejects the request, has answered unusably four times, or was away for too long.
+    Raises AgentFailed: the model rejects the request, has answered unusably four times, or was away for too long.
     """
     return (yield from _ask(context, agent, message, text_of, **options))
 
@@ -73,8 +72,7 @@ def _ask(
         except AgentFailed as failure:
             problem = failure
         unusable += problem.code == "AnswerUnusable"
-        pause = min(timedelta(seconds=2 ** min(attempt - 1, 20)), LONGEST_PAUSE)
-        at = context.current_utc_datetime + pause
+        at = context.current_utc_datetime + min(timedelta(seconds=2 ** min(attempt - 1, 20)), LONGEST_PAUSE)
         reason = str(problem).removesuffix(".")
         if problem.code == "ModelRejected" or unusable == TRIES or at > ends:
             say(context, agent.name, reason, show)  # others may still be asked
@@ -82,7 +80,7 @@ def _ask(
         say(context, agent.name, f"{reason}. Attempt {attempt + 1} at {at:%H:%M:%S} UTC", show)
         while (try_now := context.wait_for_external_event(TRY_NOW)).is_complete:
             pass  # it came before this pause
-        yield when_any([context.create_timer(pause), try_now])
+        yield when_any([context.create_timer(at), try_now])
         try_now.cancel()  # otherwise the next such event would end the pause that is over
         if attempt == 1:
             session.durable_session_id = agent.create_session().durable_session_id
@@ -94,10 +92,9 @@ def _ask(
 
 def _answer(context: OrchestrationContext, agent: DurableAIAgent[Any], call: Any, ends: datetime, show: str) -> Any:
     """The answer to a call that was made. It is not made again: its worker may only be down."""
-    since = context.current_utc_datetime
+    since = f"since {context.current_utc_datetime:%Y-%m-%d %H:%M} UTC"
     if (yield when_any([call, context.create_timer(NO_ANSWER)])) is not call:
-        line = f"waiting for {agent.name} since {since:%H:%M} UTC: does a running worker host it?"
-        say(context, agent.name, line, show)
+        say(context, agent.name, f"waiting for {agent.name} {since}: does a running worker host it?", show)
         if (yield when_any([call, context.create_timer(ends)])) is not call:
-            raise AgentFailed(agent.name, f"No answer since {since:%Y-%m-%d %H:%M} UTC. Does a running worker host it?")
+            raise AgentFailed(agent.name, f"No answer {since}. Does a running worker host it?")
     return call.get_result()

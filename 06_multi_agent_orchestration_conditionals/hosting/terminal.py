@@ -1,9 +1,9 @@
 """What a person at a terminal sees and types. The text of a model, a mail or a user is data: cleaned here."""
 
 import argparse
-import math
 import os
 import re
+import shutil
 import sys
 import time
 from contextlib import suppress
@@ -31,11 +31,10 @@ def typed(prompt: str) -> str | None:
         import readline  # noqa: F401  # `input` then knows the arrow keys
     try:
         return clean(input(prompt)).strip()
-    except EOFError:
+    except (EOFError, KeyboardInterrupt) as ended:
         print()
-        return None
-    except KeyboardInterrupt:
-        print()
+        if isinstance(ended, EOFError):
+            return None
         raise
 
 
@@ -49,35 +48,30 @@ def command(program: str = "client.py") -> str:
 
 def seconds(text: str) -> float:
     """A positive number of seconds, as the `type` of an argument."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < 1e9:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number of seconds")
-    return number
+    with suppress(ValueError):
+        if 0 < float(text) < 1e9:  # also not NaN
+            return float(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is not a positive number of seconds")
 
 
 class ProgressLine:
     """What is happening while a client waits, on stderr: on a terminal one line, elsewhere one more now and then."""
 
     def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._next = QUIET_SECONDS
-        self._said = ""
-        self._width = 0
+        self._began, self._next = time.monotonic(), QUIET_SECONDS
+        self._said, self._width = "", 0
 
     def show(self, what: str) -> None:
         """Say what is happening, unless it was said a short time ago."""
-        waited = time.monotonic() - self._began
-        line = f"… {printable(what)}, {waited:.0f} s"
-        if waited < QUIET_SECONDS:
+        if (waited := time.monotonic() - self._began) < QUIET_SECONDS:
             return
-        if sys.stderr.isatty():
+        line = f"… {printable(what)}, {waited:.0f} s"
+        if sys.stderr.isatty() and len(line) < shutil.get_terminal_size().columns:  # a wrapped one could not be cleared
             self.clear()
             self._width = len(line)
             print(line, end="", flush=True, file=sys.stderr)
         elif what != self._said or waited >= self._next:
+            self.clear()
             self._said, self._next = what, 2 * waited
             print(line, flush=True, file=sys.stderr)
 
