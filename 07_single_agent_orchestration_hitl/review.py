@@ -83,25 +83,22 @@ def parse_arguments() -> argparse.Namespace:
     commands.add_parser("show", help="the draft that waits").add_argument("id", metavar="ID")
     for name in ("approve", "reject"):
         one = commands.add_parser(name, help=f"{name} the draft that waits")
-        one.set_defaults(feedback=None)
         one.add_argument("id", metavar="ID")
-        one.add_argument(
-            "--draft",
-            type=int,
-            choices=range(1, 101),
-            metavar="N",
-            help="the one you saw (default: the one that waits)",
-        )
-        one.add_argument("--by", help="who decides (default: your user name)")
-        one.add_argument(
-            "--timeout",
-            type=seconds,
-            default=CONFIRM_SECONDS,
-            metavar="SECONDS",
-            help="until a worker has read it (10)",
-        )
-    one.add_argument("--feedback", required=True, type=feedback, help="what the next draft should do better")
+        one.add_argument("--draft", type=number, metavar="N", help="the draft you saw (default: the one that waits)")
+        one.add_argument("--by", type=lambda text: text[:100], help="who decides (default: your user name)")
+        one.add_argument("--timeout", type=seconds, default=CONFIRM_SECONDS, help="until a worker has read it (10 s)")
+        if name == "reject":
+            one.add_argument("--feedback", required=True, type=feedback, help="what the next draft should do better")
+        else:
+            one.set_defaults(feedback=None)
     return parser.parse_args()
+
+
+def number(text: str) -> int:
+    """The number of a draft, as the `type` of an argument."""
+    if not text.isdecimal() or not 1 <= int(text[:4]) <= 100:
+        raise argparse.ArgumentTypeError(f"'{text}' is not the number of a draft")
+    return int(text)
 
 
 def feedback(text: str) -> str:

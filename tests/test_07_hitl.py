@@ -588,11 +588,15 @@ def test_the_long_running_way(articles: Sample, tmp_path: Path) -> None:
     assert "Tea" in shown.output
     assert f"python review.py approve {instance} --draft 1" in shown.output
 
-    rejected = run_review(articles, "reject", instance, "--feedback", "Mention Assam.", "--draft", "1")
+    rejected = run_review(
+        articles, "reject", instance, "--feedback", "Mention Assam.", "--draft", "1", "--by", "Ada" * 50
+    )
     assert rejected.wait() == 0, rejected.errors
     assert rejected.output.startswith("Rejected: draft 1 of 3")
     review = wait_for_draft(articles, instance, 2)
     assert "Assam" in review["draft"]["content"]
+    assert review["last_decision"]["by"].startswith("AdaAda")
+    assert "Draft 1 was rejected by Ada" in run_review(articles, "show", instance).output
     assert run_review(articles, "approve", instance).output.startswith("Approved: draft 2 of 3")
 
     back = articles.run_client("--instance", instance)
@@ -1003,6 +1007,8 @@ def test_the_workers_of_04_and_07_on_one_hub(
         ("review.py", ["reject", "nobody"], "--feedback"),
         ("review.py", ["reject", "nobody", "--feedback", " "], "--feedback"),
         ("review.py", ["approve", "nobody", "--draft", "0"], "--draft"),
+        ("review.py", ["approve", "nobody", "--draft", "10001"], "--draft"),
+        ("review.py", ["approve", "nobody", "--draft", "one"], "--draft"),
         ("review.py", [], "command"),
         ("client.py", ["--instance", "nobody"], "nobody"),
         ("client.py", ["--instance", "nobody", "tea"], "--instance"),
