@@ -2,11 +2,13 @@
 
 import asyncio
 import math
+from argparse import ArgumentTypeError
 from collections.abc import Coroutine, Iterable
 from datetime import timedelta
 from typing import Any
 
 from hosting.program import UsageError, setting
+from hosting.terminal import seconds
 
 from agent_framework import AgentResponse
 from pydantic import BaseModel
@@ -48,12 +50,9 @@ def stream_ttl() -> timedelta:
     """How long a stream outlives its last write. Raises UsageError."""
     minutes = setting("REDIS_STREAM_TTL_MINUTES", "10")
     try:
-        seconds = math.ceil(float(minutes) * 60)
-    except (ValueError, OverflowError):
-        seconds = 0
-    if not 0 < seconds < 2**31:
-        raise UsageError(f"REDIS_STREAM_TTL_MINUTES={minutes} is not a time: use a number of minutes, such as 10.")
-    return timedelta(seconds=seconds)
+        return timedelta(seconds=math.ceil(60 * seconds(minutes)))
+    except ArgumentTypeError:
+        raise UsageError(f"REDIS_STREAM_TTL_MINUTES={minutes} is not a number of minutes, such as 10.") from None
 
 
 def stream_key(session_key: str) -> str:

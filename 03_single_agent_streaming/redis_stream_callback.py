@@ -35,6 +35,14 @@ class _Attempt:
 _attempt: ContextVar[_Attempt | None] = ContextVar("_attempt", default=None)
 
 
+def _attempt_at(context: AgentCallbackContext, another: bool = False) -> _Attempt:
+    attempt = _attempt.get()
+    if another or attempt is None or attempt.run != context.correlation_id:
+        attempt = _Attempt(context.correlation_id)
+        _attempt.set(attempt)
+    return attempt
+
+
 class RedisStreamCallback(AgentResponseCallbackProtocol):
     """Receives each piece of an answer, and only queues it: the model never waits for Redis, whatever happens there."""
 
@@ -46,32 +54,22 @@ class RedisStreamCallback(AgentResponseCallbackProtocol):
 
     async def on_streaming_response_update(self, update: AgentResponseUpdate, context: AgentCallbackContext) -> None:
         """Queue a piece of an answer."""
-        attempt = _attempt.get()
-        if attempt is None or attempt.run != context.correlation_id:
-            attempt = self._begin(context)
-        self._write(attempt, context, update.text)
+        if update.text:  # updates about tool calls have none
+            self._queue(_attempt_at(context), context, text=update.text)
 
     async def on_agent_response(self, response: AgentResponse, context: AgentCallbackContext) -> None:
         """Queue the end of an answer, which is going to be stored."""
-        attempt, text = _attempt.get(), text_of(response)
-        if attempt is None or attempt.run != context.correlation_id or attempt.text != text:
+        attempt, text = _attempt_at(context), text_of(response)
+        if attempt.text != text:
             # The model's stream broke off, and the runtime has asked again without streaming: here is all of it.
-            attempt = self._begin(context)
-            self._write(attempt, context, text)
-        self._queue(context, Entry(run=attempt.run, attempt=attempt.id, at=len(attempt.text), done="true"))
+            attempt = _attempt_at(context, another=True)
+            self._queue(attempt, context, text=text)
+        self._queue(attempt, context, done="true")
 
-    def _begin(self, context: AgentCallbackContext) -> _Attempt:
-        attempt = _Attempt(context.correlation_id)
-        _attempt.set(attempt)
-        return attempt
-
-    def _write(self, attempt: _Attempt, context: AgentCallbackContext, text: str) -> None:
-        if text:  # updates about tool calls have none
-            self._queue(context, Entry(run=attempt.run, attempt=attempt.id, at=len(attempt.text), text=text))
-            attempt.text += text
-
-    def _queue(self, context: AgentCallbackContext, entry: Entry) -> None:
+    def _queue(self, attempt: _Attempt, context: AgentCallbackContext, text: str = "", done: str = "") -> None:
         assert context.session_id is not None
+        entry = Entry(run=attempt.run, attempt=attempt.id, at=len(attempt.text), text=text, done=done)
+        attempt.text += text
         self._pending.append((context.session_id, entry))
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send())

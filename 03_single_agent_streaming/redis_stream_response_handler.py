@@ -31,45 +31,29 @@ STORED_BYTES = 1024 * 1024  # of a conversation
 START = "0-0"  # the cursor before the first entry
 FIRST_WAIT, LONGEST_WAIT = 0.01, 1.0  # seconds that one read waits; after it, a look at the stored conversation
 
+Stored = Callable[[str], DurableAgentState]
+
 
 @dataclass(frozen=True)
 class StreamChunk:
-    """What comes next. In silence, an empty one comes every second or so.
+    """What comes next. In silence, an empty one comes every second or so."""
 
-    Attributes:
-        entry_id: the cursor: reading from there yields what follows this chunk.
-        text: how the answer continues.
-        is_done: the run has ended, and this was all.
-        error: why there is no answer; if is_done is false, it may still come.
-        restarted: forget what came before; the answer starts again with this chunk.
-        notice: for a person: why it starts again, or why no pieces come.
-    """
-
-    entry_id: str
-    text: str = ""
-    is_done: bool = False
-    error: str | None = None
-    restarted: bool = False
-    notice: str | None = None
+    entry_id: str  # the cursor: reading from there yields what follows this chunk
+    text: str = ""  # how the answer continues
+    is_done: bool = False  # the run has ended, and this was all
+    error: str | None = None  # why there is no answer; if is_done is false, it may still come
+    restarted: bool = False  # what came before is void; the answer starts again with this chunk
+    notice: str | None = None  # for a person: why it starts again, or why no pieces come
 
 
 class RedisStreamResponseHandler:
     """Reads what the worker's RedisStreamCallback writes. `async with` closes the connection.
 
-    Args:
-        redis_client: with decode_responses=True.
-        stream_ttl: how long a stream outlives its last write.
-        stored: returns the stored conversation of a session key; runs in a thread.
-        patience: seconds without hearing anything, after which a reading ends.
+    The client needs decode_responses=True; `stored` returns the conversation of a session key, and runs in a thread;
+    `patience` is how many seconds of silence end a reading.
     """
 
-    def __init__(
-        self,
-        redis_client: Redis,
-        stream_ttl: timedelta,
-        stored: Callable[[str], DurableAgentState],
-        patience: float = 120.0,
-    ) -> None:
+    def __init__(self, redis_client: Redis, stream_ttl: timedelta, stored: Stored, patience: float = 120.0) -> None:
         self._redis, self._ttl, self._stored, self._patience = redis_client, stream_ttl, stored, patience
 
     async def __aenter__(self) -> "RedisStreamResponseHandler":
@@ -132,16 +116,16 @@ class RedisStreamResponseHandler:
         conversation = await self._conversation(session_key, self._patience)
         written, unknown = list[tuple[str, Entry]](), ""
         try:
-            written = _entries(await self._redis.xrange(stream_key(session_key)))
+            written = await self._read(session_key, START)
         except RedisError as error:
             unknown = f", or its answer is not stored yet. {trouble(self._redis, error).rstrip('.')}"
         history = conversation.data.conversation_history
         answered = [turn.correlation_id for turn in history if turn.json_type == "response" and turn.correlation_id]
-        runs = list(dict.fromkeys(entry.run for _, entry in written if entry.run))
-        if answered and (not runs or runs[-1] in answered):
-            runs.append(answered[-1])  # the stream may have expired, or lack the last turns
-        here = next((entry.run for id, entry in written if id == cursor), None)
-        if not (run := run or here or (runs[-1] if runs else None)):
+        newest = [*answered, *dict.fromkeys(entry.run for _, entry in written if entry.run)][-1:]
+        if set(newest) <= set(answered):  # the stream may have expired, or lack the last turns
+            newest = answered[-1:]
+        here = [entry.run for id, entry in written if id == cursor and entry.run]
+        if not (run := run or next(iter(here + newest), None)):
             return _Reading("", notice=f"Nothing was asked in conversation {session_key}{unknown}.")
         reading = _Reading(run)
         for id, entry in written if here else []:
@@ -152,9 +136,17 @@ class RedisStreamResponseHandler:
             reading.notice = "What came before is no longer in the stream. The answer starts again."
         return reading
 
-    async def _read(self, session_key: str, after: str, wait: float) -> list[tuple[str, Entry]]:
-        answer: Any = await self._redis.xread({stream_key(session_key): after}, count=500, block=int(1000 * wait))
-        return _entries(answer[0][1]) if answer else []
+    async def _read(self, session_key: str, after: str, wait: float | None = None) -> list[tuple[str, Entry]]:
+        """The entries after this one; waits that many seconds for the first. Raises RedisError."""
+        block = int(1000 * wait) if wait else None
+        answer: Any = await self._redis.xread({stream_key(session_key): after}, block=block)
+        entries = []
+        for id, fields in answer[0][1] if answer else []:
+            try:
+                entries.append((id, Entry.model_validate(fields)))
+            except ValidationError:
+                entries.append((id, Entry(run="")))  # does not belong here
+        return entries
 
     async def _conversation(self, session_key: str, wait: float = 0.0) -> DurableAgentState:
         with waiting_at_most(wait):  # briefly while reading: what Redis has is shown even if the scheduler is away
@@ -231,14 +223,3 @@ class _Reading:
         notice, self.notice = self.notice, None
         self.text += text
         return StreamChunk(self.cursor, text, is_done=is_done, restarted=notice is not None, notice=notice)
-
-
-def _entries(written: Any) -> list[tuple[str, Entry]]:
-    """What is written in a stream; what does not belong there counts as of no run."""
-    entries = []
-    for id, fields in written:
-        try:
-            entries.append((id, Entry.model_validate(fields)))
-        except ValidationError:
-            entries.append((id, Entry(run="")))
-    return entries
