@@ -475,14 +475,13 @@ def test_a_client_that_fails_next_to_its_worker_says_why(joker: Sample, model: S
     assert "Traceback" not in client.errors
 
 
-def test_a_reader_of_the_output_who_leaves(joker: Sample) -> None:
+def test_a_reader_of_the_output_who_leaves(joker: Sample, start: Start) -> None:
     joker.start_worker()
-    client = joker.start_client()
-    client.wait_for("Conversation ")
-    assert client.popen.stdout
-    client.popen.stdout.close()
+    pipeline = f"set -o pipefail; {sys.executable} client.py | head -1"
+    client = start("bash", "-c", pipeline, cwd=joker.folder, env=joker.environment())
     assert client.wait() == 141
-    assert client.errors == ""
+    assert client.output == f"Conversation {key_of(client)}\n"
+    assert all("waiting for Joker" in line for line in client.err)
 
 
 def test_half_a_character_poisons_no_conversation(joker: Sample, model: ScriptedModel) -> None:
