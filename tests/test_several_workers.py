@@ -19,7 +19,7 @@ from test_06_conditionals import NAME, read, text_of
 
 # worker.py, with activities that take turns. The fourth has its effect, and never gets to say so.
 STUCK_WORKER = """
-import os, sys, threading
+import functools, os, sys, threading
 sys.path.insert(0, os.getcwd())
 import activities, worker
 from hosting.program import run as run_program
@@ -27,13 +27,13 @@ from hosting.program import run as run_program
 turn, paths = threading.Lock(), []
 
 def stuck(activity):
+    @functools.wraps(activity)  # its types too
     def run(context, data):
         with turn:
             paths.append(activity(context, data))
             if len(paths) > 3:
                 threading.Event().wait()
             return paths[-1]
-    run.__name__ = activity.__name__
     return run
 
 worker.send_email, worker.handle_spam_email = stuck(activities.send_email), stuck(activities.handle_spam_email)
