@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -721,16 +722,17 @@ def test_a_duplicate_with_a_number_does_not_hit_the_next_draft(articles: Sample,
 
 @pytest.mark.parametrize("together", [True, False])
 def test_large_events_are_ignored(together: bool, articles: Sample, model: ScriptedModel) -> None:
-    """Four of 900 kB; a worker receives a history of 4 MB at most."""
+    """Six of 900 kB: the scheduler takes three, and refuses what would make the history too large for a worker."""
     model.held = threading.Event() if together else None
     articles.start_worker()
     instance = begin(articles)
     eventually(lambda: model.requests, "the draft is being written")
-    for number in range(4):
-        raise_event(articles, instance, {"approved": True, str(number): "x" * 900_000})
+    for number in range(6):
+        with nullcontext() if number < 3 else pytest.raises(grpc.RpcError, match="history has"):
+            raise_event(articles, instance, {"approved": True, str(number): "x" * 900_000})
     if model.held:
         model.held.set()
-    eventually(lambda: "decision: 3: " in last_ignored(articles, instance), "all are ignored")
+    eventually(lambda: "decision: 2: " in last_ignored(articles, instance), "all are ignored")
     assert len(state_of(articles, instance).get_custom_status()) < 3000
     raise_event(articles, instance, "yes")
     assert wait_for_end(articles, instance).runtime_status is OrchestrationStatus.COMPLETED

@@ -14,6 +14,12 @@ PAYLOAD_LIMIT = 1024 * 1024
 MESSAGE_LIMIT = 4 * 1024 * 1024
 """Bytes: the largest message that a gRPC client with default options receives, such as the SDK's workers."""
 
+EVENTS_LIMIT = 3 * 1024 * 1024
+"""Bytes: a history that has more takes no further large event. The rest of MESSAGE_LIMIT is for its own steps."""
+
+LARGE_EVENT = 16 * 1024
+"""Bytes: the data of an external event for which the history's room is checked."""
+
 RECEIVE_LIMIT = 64 * 1024 * 1024
 """Bytes: much more than a worker may send, so that a larger message is answered with the reason."""
 

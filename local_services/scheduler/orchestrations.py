@@ -9,6 +9,8 @@ import grpc
 from google.protobuf.wrappers_pb2 import BoolValue, StringValue
 
 from local_services.scheduler.limits import (
+    EVENTS_LIMIT,
+    LARGE_EVENT,
     check_instance_id,
     check_payload,
     check_tags,
@@ -92,9 +94,20 @@ class Orchestrations:
         check_text("event's name", request.name)
         check_payload(f"data of event '{request.name}'", request.input.value)
         if orchestration := self._running(request.instanceId):
+            self._check_room(orchestration, len(request.input.value))
             raised = pb.EventRaisedEvent(name=request.name, input=optional(request, "input"))
             self._hub.send(orchestration.id, self._hub.event(eventRaised=raised))
         return pb.RaiseEventResponse()
+
+    def _check_room(self, orchestration: Orchestration, size: int) -> None:
+        """Raise Refused if a large event would make the history too large for a worker: its sender must know."""
+        if size > LARGE_EVENT:
+            events = [*self.history(orchestration), *(message.event for message in orchestration.inbox)]
+            if (total := size + sum(event.ByteSize() for event in events)) > EVENTS_LIMIT:
+                problem = (
+                    f"With this event, the orchestration's history has {total:,} bytes; {EVENTS_LIMIT:,} are allowed."
+                )
+                raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
 
     def terminate(self, request: pb.TerminateRequest) -> pb.TerminateResponse:
         """End an orchestration immediately, and with `recursive` those that it has called. Needs no worker."""
