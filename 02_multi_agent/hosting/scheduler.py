@@ -15,7 +15,7 @@ from durabletask.grpc_options import GrpcWorkerResiliencyOptions
 from durabletask.worker import ConcurrencyOptions
 
 from .calls import CALL_SECONDS, PatientCalls
-from .connection import connection
+from .endpoint import connection
 from .payloads import ModelConverter
 from .program import setting
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from .connection import scheduler_address
+from .endpoint import scheduler_address
 
 CONNECT_SECONDS = 5.0  # for the first call of a process: a scheduler that was never reached is not waited for
 CALL_SECONDS = 10.0  # for one attempt at a later call

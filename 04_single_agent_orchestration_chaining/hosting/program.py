@@ -5,20 +5,15 @@ import os
 import re
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import grpc
 from azure.core.exceptions import ClientAuthenticationError
-from dotenv import dotenv_values
 
 from .terminal import clean, printable
-
-MODELS = {  # the setting that selects a kind of model -> the other settings of that kind
-    "AZURE_OPENAI_ENDPOINT": ("AZURE_OPENAI_CHAT_DEPLOYMENT_NAME", "AZURE_OPENAI_API_KEY"),
-    "OPENAI_API_KEY": ("OPENAI_MODEL", "OPENAI_BASE_URL"),
-}
 
 
 class UsageError(Exception):
@@ -36,7 +31,7 @@ def setting(name: str, default: str = "") -> str:
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Read `.env`, run `main`, and turn expected errors into one line on stderr and an exit code."""
-    from .connection import explain
+    from .env_files import load_env_files
     from .logs import configure_logging
 
     for stream in (sys.stdin, sys.stdout, sys.stderr):
@@ -45,7 +40,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     sys.argv[1:] = map(clean, sys.argv[1:])
     code = 0
     try:
-        _load_env_files(Path(sys.argv[0]).resolve().parent)
+        load_env_files(Path(sys.argv[0]).resolve().parent)
         configure_logging()
         main()
     except (UsageError, AgentError, grpc.RpcError, ClientAuthenticationError) as error:
@@ -55,6 +50,9 @@ def run(main: Callable[[], None]) -> NoReturn:
         code = 130
     except BrokenPipeError:
         code = 141
+    except Exception:  # a defect
+        traceback.print_exc()
+        code = 1
     try:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output has left, such as `| head`
@@ -66,19 +64,30 @@ def run(main: Callable[[], None]) -> NoReturn:
     sys.exit(code)
 
 
-def _load_env_files(folder: Path) -> None:
-    """Add what `.env` in the program's folder, or in the one above, sets. The environment wins.
-
-    A model that the environment selects wins as a whole: the settings of the other kind are not read from a file.
-    """
-    settings = {**dotenv_values(folder.parent / ".env"), **dotenv_values(folder / ".env")}
-    selected = [kind for kind in MODELS if setting(kind)]
-    hidden = {name for kind, others in MODELS.items() if kind not in selected for name in (kind, *others)}
-    for name, value in settings.items():
-        if not (selected and name in hidden):
-            os.environ.setdefault(name, value or "")
-
-
 def without_password(url: str) -> str:
     """The address as it may be printed and stored."""
     return re.sub(r"//[^/]*@", "//", url)
+
+
+def explain(error: Exception) -> str:
+    """What an expected error means to the person who sees it."""
+    from .endpoint import scheduler_address
+
+    if isinstance(error, ClientAuthenticationError):
+        return f"No Azure identity: run 'az login', or set a key. {error.message.splitlines()[0]}"
+    if not isinstance(error, grpc.RpcError):
+        return str(error)
+    code, details = (error.code(), error.details()) if isinstance(error, grpc.Call) else (None, str(error))
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        endpoint = scheduler_address()
+        tls = " (https:// is for Azure; a local one is http://)" if endpoint.startswith("https:") else ""
+        return (
+            f"The scheduler at {endpoint} does not answer{tls}. Set ENDPOINT, or start one: 'python3 run.py up' or "
+            "'docker compose up -d' in the collection's folder."
+        )
+    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        return (
+            f"The scheduler refuses this identity: {details}. Run 'az login', and give it the role "
+            f"'Durable Task Data Contributor' on task hub '{setting('TASKHUB', 'default')}'."
+        )
+    return f"The scheduler refuses the call ({code.name if code else 'no status'}): {details}"

@@ -1,10 +1,8 @@
-"""The connection to the scheduler: where it is, who we are to it, and what its errors mean."""
+"""Where the scheduler is, and who we are to it."""
 
 import logging
 from typing import Any
 
-import grpc
-from azure.core.exceptions import ClientAuthenticationError
 from durabletask.grpc_options import GrpcChannelOptions
 
 from .program import UsageError, setting, without_password
@@ -45,25 +43,3 @@ def _azure_credential() -> Any:
     from azure.identity import DefaultAzureCredential  # takes 0.2 s, and is not needed locally
 
     return DefaultAzureCredential()
-
-
-def explain(error: Exception) -> str:
-    """What an expected error means to the person who sees it."""
-    if isinstance(error, ClientAuthenticationError):
-        return f"No Azure identity: run 'az login', or set a key. {error.message.splitlines()[0]}"
-    if not isinstance(error, grpc.RpcError):
-        return str(error)
-    code, details = (error.code(), error.details()) if isinstance(error, grpc.Call) else (None, str(error))
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        endpoint = scheduler_address()
-        tls = " (https:// is for Azure; a local one is http://)" if endpoint.startswith("https:") else ""
-        return (
-            f"The scheduler at {endpoint} does not answer{tls}. Set ENDPOINT, or start one: 'python3 run.py up' or "
-            "'docker compose up -d' in the collection's folder."
-        )
-    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-        return (
-            f"The scheduler refuses this identity: {details}. Run 'az login', and give it the role "
-            f"'Durable Task Data Contributor' on task hub '{setting('TASKHUB', 'default')}'."
-        )
-    return f"The scheduler refuses the call ({code.name if code else 'no status'}): {details}"
