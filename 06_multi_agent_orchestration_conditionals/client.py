@@ -9,6 +9,7 @@ from hosting.scheduler import scheduler_client
 from hosting.terminal import printable
 from hosting.waiting import result_of
 
+import grpc
 from durabletask.client import OrchestrationStatus, TaskHubGrpcClient
 from email_file import read_email
 from models import Email
@@ -50,21 +51,24 @@ def main() -> None:
 
 def hand_over(client: TaskHubGrpcClient, email: Email) -> str:
     """Start an orchestration that has the email's id as its own: handed over twice, an email is handled once."""
-    earlier = client.get_orchestration_state(email.email_id, fetch_payloads=False)
-    if earlier and earlier.runtime_status in (OrchestrationStatus.FAILED, OrchestrationStatus.TERMINATED):
+    state = client.get_orchestration_state(email.email_id, fetch_payloads=False)
+    failed = state and state.runtime_status in (OrchestrationStatus.FAILED, OrchestrationStatus.TERMINATED)
+    if failed:
         client.purge_orchestration(email.email_id)
-    elif earlier:
-        print("This email was handed over before.", flush=True)
-        return email.email_id
-    return client.schedule_new_orchestration(ORCHESTRATION, input=email, instance_id=email.email_id)
+    if failed or not state:
+        try:
+            return client.schedule_new_orchestration(ORCHESTRATION, input=email, instance_id=email.email_id)
+        except grpc.RpcError as error:
+            if "ALREADY_EXISTS" not in str(error):  # otherwise another client was quicker
+                raise
+    print("This email was handed over before.", flush=True)
+    return email.email_id
 
 
 def made_up_emails() -> list[Email]:
     """A legitimate and a spam email, with new ids in each run: an email that was handled is not handled again."""
-    return [
-        Email(email_id=f"{name}-{uuid4().hex[:6]}", email_content=content)
-        for name, content in (("report", LEGITIMATE), ("prize", SPAM))
-    ]
+    made_up = (("report", LEGITIMATE), ("prize", SPAM))
+    return [Email(email_id=f"{name}-{uuid4().hex[:6]}", email_content=text) for name, text in made_up]
 
 
 def email_from(path: str) -> Email:

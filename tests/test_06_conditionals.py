@@ -361,6 +361,25 @@ def test_one_legitimate_and_one_spam_email(mail: Sample, model: ScriptedModel, b
     assert worker.errors == ""
 
 
+def test_two_clients_that_hand_over_the_same_email_at_the_same_moment(mail: Sample, modules: Modules) -> None:
+    client, models = modules("06", "client"), modules("06", "models")
+    email = models.Email(email_id="the-same", email_content="From: a@b.example\n\nText")
+    with scheduler_client(mail) as scheduler:
+
+        class JustBefore:
+            """Looked before the other client started it."""
+
+            @staticmethod
+            def get_orchestration_state(*_: Any, **__: Any) -> None:
+                return None
+
+            @staticmethod
+            def schedule_new_orchestration(name: str, *, input: Any, instance_id: str) -> str:
+                return scheduler.schedule_new_orchestration(name, input=input.model_dump(), instance_id=instance_id)
+
+        assert client.hand_over(JustBefore, email) == client.hand_over(JustBefore, email) == "the-same"
+
+
 def test_a_real_email_from_a_file_and_from_standard_input(
     mail: Sample, model: ScriptedModel, boxes: Boxes, tmp_path: Path
 ) -> None:
