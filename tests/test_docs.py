@@ -133,7 +133,7 @@ def python_for(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Pat
 
 FOUND_IN = {  # where a reader finds what stands in capitals; the latest counts
     "KEY": r"(?:--session|Conversation) (\w+)",
-    "ID": r"--cursor (\S+)|Orchestration: +(\w+)|^([0-9a-f]{32})(?:$|  draft)",
+    "ID": r"--cursor (\S+)|Orchestration: +([\w-]+)|^([0-9a-f]{32})(?:$|  draft)",
 }
 
 
