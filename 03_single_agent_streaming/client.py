@@ -11,7 +11,7 @@ from hosting.program import AgentError, run
 from hosting.scheduler import scheduler_client
 from hosting.terminal import ProgressLine, command, printable, seconds
 
-from redis_stream import interruptible, redis_client, stream_ttl
+from redis_stream import redis_client, stream_ttl
 from redis_stream_response_handler import START, RedisStreamResponseHandler, StreamChunk
 
 DEMO = "Plan a 3-day trip to Tokyo next week. I like food and gardens."
@@ -34,14 +34,13 @@ def main() -> None:
         # Returns immediately. From here on the answer is written, whether or not anybody reads it.
         question = planner.run(arguments.message, session=session, options={"wait_for_response": False}).response_id
     handler = RedisStreamResponseHandler(redis, ttl, lambda _: agents.stored_conversation(session), arguments.timeout)
-    reading = follow(handler, key_of(session), arguments.cursor, question, arguments.disconnect_after)
-    asyncio.run(interruptible(reading))
+    asyncio.run(follow(handler, key_of(session), arguments.cursor, question, arguments.disconnect_after))
 
 
 async def follow(
     handler: RedisStreamResponseHandler, key: str, cursor: str, question: str | None, at_most: int | None
 ) -> None:
-    """Print an answer chunk by chunk. Raises AgentError if it fails, or fails to appear."""
+    """Print an answer piece by piece. Raises AgentError if it fails, or fails to appear."""
     resume, pieces, silence, progress = f"{command()} --session {key}", 0, 0, ProgressLine()
     try:
         async with handler:
@@ -63,7 +62,7 @@ async def follow(
                 if chunk.entry_id != START:
                     resume = f"{command()} --session {key} --cursor {chunk.entry_id}"
                 if chunk.error:
-                    print("\n" if pieces else "", end="", flush=True)
+                    print(end="\n" if pieces else "", flush=True)
                     raise AgentError(chunk.error if chunk.is_done else f"{chunk.error}\nTo read on:\n  {resume}")
                 if chunk.is_done:
                     print(f'\n\nTo continue:\n  {command()} --session {key} "What if it rains?"')
@@ -71,7 +70,7 @@ async def follow(
                 if pieces == at_most:
                     print(f"\n\n[Disconnected after {pieces} chunks.] To read on:\n  {resume}")
                     return
-    except asyncio.CancelledError:  # Ctrl-C; it takes effect where this function waits, so never after half a chunk
+    except asyncio.CancelledError:  # Ctrl-C
         print(f"\n\n[Interrupted; the answer is written without you.] To read on:\n  {resume}", flush=True)
         raise
 

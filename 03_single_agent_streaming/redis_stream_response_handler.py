@@ -15,23 +15,19 @@ from typing import Any
 
 from hosting.agent_client import require_answer
 from hosting.calls import waiting_at_most
-from hosting.conversation import FULL
 from hosting.program import AgentError
 from hosting.terminal import command
 
 import grpc
 from agent_framework import AgentResponse
 from agent_framework_durabletask import DurableAgentState
-from pydantic import ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from redis_stream import Entry, stream_key, text_of, trouble, write
+from redis_stream import Entry, stream_key, trouble, write
 
 STORED_BYTES = 1024 * 1024  # of a conversation
 START = "0-0"  # the cursor before the first entry
 FIRST_WAIT, LONGEST_WAIT = 0.01, 1.0  # seconds that one read waits; after it, a look at the stored conversation
-
-Stored = Callable[[str], DurableAgentState]
 
 
 @dataclass(frozen=True)
@@ -46,26 +42,25 @@ class StreamChunk:
     notice: str | None = None  # for a person: why it starts again, or why no pieces come
 
 
+@dataclass
 class RedisStreamResponseHandler:
-    """Reads what the worker's RedisStreamCallback writes. `async with` closes the connection.
+    """Reads what the worker's RedisStreamCallback writes. `async with` closes the connection."""
 
-    The client needs decode_responses=True; `stored` returns the conversation of a session key, and runs in a thread;
-    `patience` is how many seconds of silence end a reading.
-    """
-
-    def __init__(self, redis_client: Redis, stream_ttl: timedelta, stored: Stored, patience: float = 120.0) -> None:
-        self._redis, self._ttl, self._stored, self._patience = redis_client, stream_ttl, stored, patience
+    redis_client: Redis  # with decode_responses=True
+    stream_ttl: timedelta
+    stored: Callable[[str], DurableAgentState]  # the conversation of a session key; called in a thread
+    patience: float = 120.0  # seconds of silence that end a reading
 
     async def __aenter__(self) -> "RedisStreamResponseHandler":
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._redis.aclose()
+        await self.redis_client.aclose()
 
     async def announce(self, session_key: str, correlation_id: str) -> None:
         """Note in the stream that a question was asked, for those who come back before its answer begins."""
         with suppress(RedisError):  # the reading that follows says so
-            await write(self._redis, self._ttl, [(session_key, Entry(run=correlation_id))])
+            await write(self.redis_client, self.stream_ttl, (session_key, {"run": correlation_id}))
 
     async def read_stream(
         self, session_key: str, cursor: str = START, correlation_id: str | None = None
@@ -73,153 +68,124 @@ class RedisStreamResponseHandler:
         """Yield what follows the cursor in the answer to one question, until the run has ended or patience has.
 
         Without a correlation id, the question is the one that the cursor belongs to, or else the newest. Raises
-        grpc.RpcError if the scheduler refuses a call, or does not answer for as long as patience lasts.
+        AgentError if nothing was asked, and grpc.RpcError if the scheduler refuses a call, or stays unreachable.
         """
-        reading = await self._begin(session_key, cursor, correlation_id)
-        if not reading.run:
-            yield StreamChunk(cursor, is_done=True, error=reading.notice)
-            return
-        position, wait, silent_redis = reading.cursor, FIRST_WAIT, False
-        heard = looked = time.monotonic()
+        answer = await self._begin(session_key, cursor, correlation_id)
+        if cursor != START and answer.cursor == START:
+            notice = "What came before is no longer in the stream. The answer starts again."
+            yield StreamChunk(START, restarted=True, notice=notice)
+        position, wait, away, heard = answer.cursor, FIRST_WAIT, False, time.monotonic()
         while True:
-            try:
-                entries, problem = await self._read(session_key, position, wait), ""
-            except RedisError as error:
-                entries, problem = [], trouble(self._redis, error)
-                await asyncio.sleep(wait / 2)
-            if problem and not silent_redis:
+            entries, problem = await self._read(session_key, position, wait)
+            if problem and not away:
                 notice = f"No pieces come for now, only the whole answer at its end. {problem}"
-                yield StreamChunk(reading.cursor, notice=notice)
-            silent_redis = bool(problem)
-            for position, entry in entries:
-                if chunk := reading.take(position, entry):
-                    yield chunk
-
-            now = time.monotonic()
-            heard = now if entries else heard
-            if not entries or reading.ended or now - looked > LONGEST_WAIT:
-                looked = now
-                if last := await self._look(session_key, reading, now - heard > self._patience):
-                    yield last
-                    return
+                yield StreamChunk(answer.cursor, notice=notice)
+            away, heard = bool(problem), time.monotonic() if entries else heard
+            chunks = [chunk for entry_id, entry in entries.items() if (chunk := answer.add(entry_id, entry))]
+            for chunk in chunks:
+                yield chunk
+            silence = time.monotonic() - heard > self.patience
+            if (answer.ended or not chunks) and (last := await self._look(session_key, answer, silence)):
+                yield last
+                return
             if entries:
-                wait = FIRST_WAIT if reading.ended else LONGEST_WAIT
-            else:
-                if wait == LONGEST_WAIT:
-                    yield StreamChunk(reading.cursor)
-                wait = min(2 * wait, LONGEST_WAIT)
+                position, wait = list(entries)[-1], FIRST_WAIT if answer.ended else LONGEST_WAIT
+            elif (wait := min(2 * wait, LONGEST_WAIT)) == LONGEST_WAIT:
+                yield StreamChunk(answer.cursor)
 
-    async def _begin(self, session_key: str, cursor: str, run: str | None) -> "_Reading":
-        """What a reader has who has shown everything up to the cursor."""
+    async def _begin(self, session_key: str, cursor: str, run: str | None) -> "_Answer":
+        """What a reader has of the answer who has seen the stream up to the cursor; nothing if that place is gone."""
         if run and cursor == START:
-            return _Reading(run)
-        conversation = await self._conversation(session_key, self._patience)
-        written, unknown = list[tuple[str, Entry]](), ""
-        try:
-            written = await self._read(session_key, START)
-        except RedisError as error:
-            unknown = f", or its answer is not stored yet. {trouble(self._redis, error).rstrip('.')}"
-        history = conversation.data.conversation_history
-        answered = [turn.correlation_id for turn in history if turn.json_type == "response" and turn.correlation_id]
-        newest = [*answered, *dict.fromkeys(entry.run for _, entry in written if entry.run)][-1:]
-        if set(newest) <= set(answered):  # the stream may have expired, or lack the last turns
-            newest = answered[-1:]
-        here = [entry.run for id, entry in written if id == cursor and entry.run]
-        if not (run := run or next(iter(here + newest), None)):
-            return _Reading("", notice=f"Nothing was asked in conversation {session_key}{unknown}.")
-        reading = _Reading(run)
-        for id, entry in written if here else []:
-            reading.take(id, entry)
-            if id == cursor:
+            return _Answer(run)
+        written, problem = await self._read(session_key, START)
+        run = run or written.get(cursor, {}).get("run") or await self._newest(session_key, written)
+        if not run:
+            unknown = f", or its answer is not stored yet. {problem}" if problem else "."
+            raise AgentError(f"Nothing was asked in conversation {session_key}{unknown}")
+        answer = _Answer(run)
+        for entry_id, entry in written.items() if cursor in written else ():
+            answer.add(entry_id, entry)
+            if entry_id == cursor:
                 break
-        if cursor != START and not reading.text and (not here or reading.gap):
-            reading.notice = "What came before is no longer in the stream. The answer starts again."
-        return reading
+        return answer
 
-    async def _read(self, session_key: str, after: str, wait: float | None = None) -> list[tuple[str, Entry]]:
-        """The entries after this one; waits that many seconds for the first. Raises RedisError."""
-        block = int(1000 * wait) if wait else None
-        answer: Any = await self._redis.xread({stream_key(session_key): after}, block=block)
-        entries = []
-        for id, fields in answer[0][1] if answer else []:
-            try:
-                entries.append((id, Entry.model_validate(fields)))
-            except ValidationError:
-                entries.append((id, Entry(run="")))  # does not belong here
-        return entries
+    async def _newest(self, session_key: str, written: dict[str, Entry]) -> str | None:
+        """The newest question: the last one in the stream, unless the conversation has its answer and later ones."""
+        history = (await asyncio.to_thread(self.stored, session_key)).data.conversation_history
+        answered = [turn.correlation_id for turn in history if turn.json_type == "response"]
+        asked = [*dict.fromkeys(entry["run"] for entry in written.values() if "run" in entry)]
+        return asked[-1] if asked and asked[-1] not in answered else (answered or [None])[-1]
 
-    async def _conversation(self, session_key: str, wait: float = 0.0) -> DurableAgentState:
-        with waiting_at_most(wait):  # briefly while reading: what Redis has is shown even if the scheduler is away
-            return await asyncio.to_thread(self._stored, session_key)
+    async def _read(self, session_key: str, after: str, wait: float = 0.0) -> tuple[dict[str, Entry], str]:
+        """The entries after this one, by id, and what is wrong with Redis. Waits that many seconds for the first."""
+        xread: Any = self.redis_client.xread({stream_key(session_key): after}, block=int(1000 * wait) or None)
+        reading = asyncio.ensure_future(xread)
+        try:
+            await asyncio.wait([reading])  # not `await reading`: redis-py may lose a Ctrl-C before Python 3.12
+            return dict(entry for _, entries in reading.result() for entry in entries), ""
+        except RedisError as error:
+            await asyncio.sleep(wait)
+            return {}, trouble(self.redis_client, error)
+        finally:
+            reading.cancel()
 
-    async def _look(self, session_key: str, reading: "_Reading", silence: bool) -> StreamChunk | None:
+    async def _look(self, session_key: str, answer: "_Answer", silence: bool) -> StreamChunk | None:
         """The last chunk, if the stored conversation holds the answer, or if there is no point in waiting for it."""
         try:
-            conversation = await self._conversation(session_key)
+            with waiting_at_most(0):  # what Redis has is shown even if the scheduler is away
+                conversation = await asyncio.to_thread(self.stored, session_key)
         except grpc.RpcError:
             if silence:
                 raise
             return None
-        if answer := conversation.try_get_agent_response(reading.run):
-            return reading.finish(answer)
-        size = len(conversation.to_json()) if silence or reading.ended else 0
-        if reading.ended and size + len(json.dumps(reading.text)) > STORED_BYTES:
-            problem = f"The answer is lost: the conversation has no room for it ({size:,} bytes used)."
+        if response := conversation.try_get_agent_response(answer.run):
+            return answer.finish(response)
+        error = None
+        if answer.ended and len(conversation.to_json()) + len(json.dumps(answer.text)) > STORED_BYTES:
+            error = "The answer is lost: it does not fit into the conversation, which holds 1 MB."
         elif silence:
-            problem = f"Nothing was heard for {self._patience:g} s. Is a worker running ({command('worker.py')})? "
-            if size > FULL / 2:
-                problem += f"The question is lost if its answer does not fit into 1 MB ({size:,} bytes used)."
-            else:
-                problem += "The question is kept, and will be answered."
-        else:
-            return None
-        return StreamChunk(reading.cursor, error=problem)
+            error = f"Nothing was heard for {self.patience:g} s. Is a worker running ({command('worker.py')})?"
+        return StreamChunk(answer.cursor, error=error) if error else None
 
 
 @dataclass
-class _Reading:
-    """What a reader of one answer has. Each entry of the stream adds to it, and at last the stored answer."""
+class _Answer:
+    """What a reader has of an answer. Each entry of the stream adds to it, and at last the stored answer."""
 
     run: str
-    cursor: str = START
-    attempt: str = ""
-    replaced: set[str] = field(default_factory=set)  # attempts
-    text: str = ""  # of this attempt
-    gap: bool = False  # a piece of it is missing: the rest comes from the stored answer
+    cursor: str = START  # the last entry of this run
+    attempts: list[str] = field(default_factory=lambda: [""])
+    text: str = ""  # of the newest attempt
     ended: bool = False  # the worker has the whole answer, and is storing it
-    notice: str | None = None  # why what comes next starts again
 
-    def take(self, id: str, entry: Entry) -> StreamChunk | None:
-        """What the entry adds to the answer, if anything. The newest attempt counts."""
-        if entry.run != self.run:
+    def add(self, entry_id: str, entry: Entry) -> StreamChunk | None:
+        """What the entry adds to the answer, if anything. The newest attempt wins."""
+        if entry.get("run") != self.run:
             return None
-        self.cursor = id
-        if not entry.attempt or entry.attempt in self.replaced:
+        self.cursor, attempt, reason = entry_id, entry.get("attempt", ""), ""
+        if attempt not in self.attempts:
+            self.attempts.append(attempt)
+            reason = "Another worker took over."
+        if attempt != self.attempts[-1]:
             return None
-        if entry.attempt != self.attempt:
-            same_worker = entry.attempt.partition("-")[0] == self.attempt.partition("-")[0]
-            self._restart("The model broke off." if same_worker else "Another worker took over.")
-            self.replaced.add(self.attempt)
-            self.attempt, self.gap, self.ended = entry.attempt, False, False
-        self.ended = self.ended or entry.done == "true"
-        self.gap = self.gap or entry.at > len(self.text)
-        return self._chunk(entry.text) if entry.text and entry.at == len(self.text) and not self.gap else None
+        self.ended = "done" in entry
+        chunk = self._chunk(entry.get("text", ""), reason)
+        return chunk if chunk.text or chunk.restarted else None
 
     def finish(self, response: AgentResponse) -> StreamChunk:
-        """What the stored answer adds: nothing if all pieces came, the rest if some were lost, or all of it."""
+        """What the stored answer adds: the rest; or all of it, which repairs whatever was lost or doubled."""
         try:
-            text = text_of(require_answer(response))
+            contents = [one for message in require_answer(response).messages for one in message.contents]
         except AgentError as error:
             return StreamChunk(self.cursor, is_done=True, error=str(error))
-        if not text.startswith(self.text):
-            self._restart("Another attempt was stored.")
-        return self._chunk(text[len(self.text) :], is_done=True)
+        text = "".join(content.text or "" for content in contents if content.type == "text")
+        if text.startswith(self.text):
+            return self._chunk(text[len(self.text) :], is_done=True)
+        return self._chunk(text, "The stored answer differs.", is_done=True)
 
-    def _restart(self, reason: str) -> None:
-        if self.text:
-            self.text, self.notice = "", f"{reason} The answer starts again."
-
-    def _chunk(self, text: str, is_done: bool = False) -> StreamChunk:
-        notice, self.notice = self.notice, None
-        self.text += text
-        return StreamChunk(self.cursor, text, is_done=is_done, restarted=notice is not None, notice=notice)
+    def _chunk(self, text: str, reason: str = "", is_done: bool = False) -> StreamChunk:
+        """The answer continues with this text, or starts again with it if there is a reason."""
+        restarted = bool(reason and self.text)
+        self.text = text if restarted else self.text + text
+        notice = f"{reason} The answer starts again." if restarted else None
+        return StreamChunk(self.cursor, text, is_done=is_done, restarted=restarted, notice=notice)
