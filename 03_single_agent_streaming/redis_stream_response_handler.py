@@ -81,11 +81,12 @@ class RedisStreamResponseHandler:
                 notice = f"No pieces come for now, only the whole answer at its end. {problem}"
                 yield StreamChunk(answer.cursor, notice=notice)
             away, heard = bool(problem), time.monotonic() if entries else heard
-            chunks = [chunk for entry_id, entry in entries.items() if (chunk := answer.add(entry_id, entry))]
-            for chunk in chunks:
-                yield chunk
+            before = answer.cursor
+            for entry_id, entry in entries.items():
+                if chunk := answer.add(entry_id, entry):
+                    yield chunk
             silence = time.monotonic() - heard > self.patience
-            if (answer.ended or not chunks) and (last := await self._look(session_key, answer, silence)):
+            if (answer.ended or answer.cursor == before) and (last := await self._look(session_key, answer, silence)):
                 yield last
                 return
             if entries:
