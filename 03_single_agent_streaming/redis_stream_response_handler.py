@@ -85,8 +85,7 @@ class RedisStreamResponseHandler:
             for entry_id, entry in entries.items():
                 if chunk := answer.add(entry_id, entry):
                     yield chunk
-            silence = time.monotonic() - heard > self.patience
-            if (answer.ended or answer.cursor == before) and (last := await self._look(session_key, answer, silence)):
+            if (answer.ended or answer.cursor == before) and (last := await self._look(session_key, answer, heard)):
                 yield last
                 return
             if entries:
@@ -130,13 +129,13 @@ class RedisStreamResponseHandler:
         finally:
             reading.cancel()
 
-    async def _look(self, session_key: str, answer: "_Answer", silence: bool) -> StreamChunk | None:
+    async def _look(self, session_key: str, answer: "_Answer", heard: float) -> StreamChunk | None:
         """The last chunk, if the stored conversation holds the answer, or if there is no point in waiting for it."""
         try:
             with waiting_at_most(0):  # what Redis has is shown even if the scheduler is away
                 conversation = await asyncio.to_thread(self.stored, session_key)
         except grpc.RpcError:
-            if silence:
+            if time.monotonic() - heard > self.patience:
                 raise
             return None
         if response := conversation.try_get_agent_response(answer.run):
@@ -144,7 +143,7 @@ class RedisStreamResponseHandler:
         error = None
         if answer.ended and len(conversation.to_json()) + len(json.dumps(answer.text)) > STORED_BYTES:
             error = "The answer is lost: it does not fit into the conversation, which holds 1 MB."
-        elif silence:
+        elif time.monotonic() - heard > self.patience:
             error = f"Nothing was heard for {self.patience:g} s. Is a worker running ({command('worker.py')})?"
         return StreamChunk(answer.cursor, error=error) if error else None
 
