@@ -403,6 +403,27 @@ def test_an_invalid_input_fails_the_orchestration(chain: Sample) -> None:
     assert "Traceback" not in worker.errors
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["2026-11-24T12:30:00+00:00", "2026-11-24T12:30:00.123456Z", "2026-11-24T12:30:00.1", "24 Nov 2026 12:30", "never"],
+)
+def test_dates_of_a_stored_conversation_are_read_as_the_package_reads_them(text: str, modules: Modules) -> None:
+    from agent_framework_durabletask import _durable_agent_state as package
+
+    any_form: Any = package.date_parser  # pyright: ignore[reportPrivateImportUsage]  # what hosting replaces
+    try:
+        modules("04", "hosting.quick_dates").read_dates_quickly()
+        stored = {"$type": "request", "correlationId": "a", "createdAt": text, "messages": []}
+        state = {"schemaVersion": "1.1.0", "data": {"conversationHistory": [stored]}}
+        read = package.DurableAgentState.from_dict(state).data.conversation_history[0].created_at
+    finally:
+        package.date_parser = any_form  # pyright: ignore[reportPrivateImportUsage]
+    if text == "never":
+        assert read.year >= 2026  # the package takes the time of now
+    else:
+        assert read == any_form.parse(text)
+
+
 # A client's waiting -----------------------------------------------------------------------------------------------
 
 

@@ -34,6 +34,9 @@ def scheduler_client() -> DurableTaskSchedulerClient:
 
 def scheduler_worker() -> DurableTaskSchedulerWorker:
     """A worker to register agents, orchestrations and activities with, and then to `serve`."""
+    from .quick_dates import read_dates_quickly  # here, since a client would import all of the agent framework
+
+    read_dates_quickly()
     common = connection()
     local = not common["secure_channel"]
     worker = DurableTaskSchedulerWorker(
