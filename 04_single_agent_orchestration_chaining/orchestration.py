@@ -23,7 +23,7 @@ def single_agent_chaining_orchestration(context: OrchestrationContext, topic: To
         writer,
         "Improve that sentence, in under 25 words.",
         session=session,
-        retry_message=f"Improve this sentence, in under 25 words: {draft}",  # a retry has a conversation of its own
+        retry_message=f"Improve this sentence, in under 25 words: {draft}",  # a retry is made in a new conversation
         show=draft,  # in the custom status, for the client and the dashboard
     )
     return improved

@@ -65,7 +65,7 @@ def write_once(folder: str, email_id: str, message: EmailMessage) -> str:
             return f"no, this email was handled before: {other}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Written under another name first: whoever looks into the folder sees the whole file, or none.
+        # Written under another name first, so that nobody ever sees half of the file.
         unfinished = path.with_name(f".{uuid4().hex}.part")
         unfinished.write_bytes(message.as_bytes())
         unfinished.replace(path)

@@ -1,4 +1,4 @@
-"""Worker and client in one process, for a first look and for debugging. A real system keeps them apart."""
+"""Worker and client in one process, for a first look and for debugging. A real system has a process for each."""
 
 from hosting.program import run
 from hosting.scheduler import running

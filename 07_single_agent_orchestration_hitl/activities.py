@@ -23,7 +23,7 @@ def publish_content(context: ActivityContext, draft: Draft) -> str:
     path = base.resolve() / "published" / f"{file_name(context.orchestration_id)}.md"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Written under another name first: whoever looks into the folder sees the whole file, or none.
+        # Written under another name first, so that nobody ever sees half of the file.
         unfinished = path.with_name(f".{uuid4().hex}.part")
         unfinished.write_text(f"# {' '.join(draft.title.split())}\n\n{draft.content}\n", encoding="utf-8")
         unfinished.replace(path)

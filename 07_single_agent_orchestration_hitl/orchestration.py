@@ -56,5 +56,5 @@ def decision_on(context: OrchestrationContext, draft: Draft, review: Review, tim
 
 
 def revision_prompt(draft: Draft, feedback: str) -> str:
-    """All that the agent needs to know: each draft has a conversation of its own, so that it can be retried alone."""
+    """All that the agent needs to know: each draft has its own conversation, so that it can be retried alone."""
     return f"Revise this article by the reviewer's feedback.\n\n{draft.model_dump_json()}\n\nFeedback: {feedback}"

@@ -1,4 +1,4 @@
-"""The reviewer's side: what waits for a decision, and the decision. Each command is a process of its own."""
+"""The reviewer's side: what waits for a decision, and the decision. Each command is its own process."""
 
 import argparse
 

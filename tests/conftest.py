@@ -171,7 +171,7 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture(scope="session")
 def scheduler() -> Iterator[str]:
-    """The address of a scheduler for all tests; each has a task hub of its own on it."""
+    """The address of a scheduler for all tests; each has its own task hub on it."""
     process = Process(sys.executable, "-m", "local_services.scheduler", "--port", "0", "--supervised")
     yield process.wait_for(r"scheduler ready: (\S+)")[1]
     process.stop()

@@ -1,6 +1,6 @@
 """A worker for the scheduler's tests: `python durable_program.py ADDRESS HUB`, until it is killed.
 
-Its steps leave a line in the file EFFECTS when they begin, and go on when the file GATE exists.
+Its steps leave a line in the file EFFECTS when they begin, and continue when the file GATE exists.
 """
 
 import os

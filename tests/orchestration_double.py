@@ -140,7 +140,7 @@ class OrchestrationDouble:
             self._events[name.lower()].append(data)
 
     def end(self, call: Call, result: Any) -> None:
-        """This call ends with this result, and the orchestrator goes on as far as it can."""
+        """This call ends with this result, and the orchestrator continues as far as it can."""
         call.task.complete(result)
         self._go_on()
 

@@ -58,7 +58,7 @@ run(lambda: asyncio.run(read(AgentClient(scheduler_client()), *sys.argv[1:])))
 
 
 class RedisServer:
-    """A redis-server on a port of its own, to be stopped and started again there."""
+    """A redis-server that can be stopped, and started again on the same port."""
 
     def __init__(self, start: Start, *options: str) -> None:
         program = redis_program()
@@ -149,7 +149,7 @@ def shown(client: Process) -> str:
 
 
 def resume_arguments(client: Process) -> list[str]:
-    """The arguments of the command that goes on reading, as the client printed it."""
+    """The arguments of the command that continues reading, as the client printed it."""
     match = re.search(r"To read on:\n  python client\.py (.*)", client.output + client.errors)
     assert match, client.output + client.errors
     return match[1].split()
@@ -438,7 +438,7 @@ def test_an_error_after_half_an_answer(planner: Planner, model: ScriptedModel) -
     assert "# 3 days" in client.output
 
 
-# Redis out of reach -------------------------------------------------------------------------------------------------
+# Redis unreachable --------------------------------------------------------------------------------------------------
 
 
 def test_redis_down_from_the_start(planner: Planner, server: RedisServer) -> None:
@@ -488,7 +488,7 @@ def test_redis_restarted_in_the_middle(planner: Planner, server: RedisServer, mo
     server.process.kill()
     eventually(lambda: "Nothing is streamed" in worker.errors, "the worker has noticed")
     server.start()
-    eventually(lambda: server.client().exists(f"agent-stream:{key_of(client)}"), "the stream goes on")
+    eventually(lambda: server.client().exists(f"agent-stream:{key_of(client)}"), "the stream continues")
     from_the_start = planner.reader(key_of(client))  # finds a stream whose beginning is gone
     assert client.wait() == 0, client.errors
     answer = planner.answer(key_of(client))

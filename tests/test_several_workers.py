@@ -1,6 +1,6 @@
 """Several workers on one task hub, with sample 06: they share the work, and one that leaves or dies takes none along.
 
-Each worker names a deployment of its own, so that the model sees who asks; who wrote an email, it logs itself.
+Each worker names its own deployment, so that the model sees who asks; who wrote an email, it logs itself.
 """
 
 import re

@@ -13,7 +13,7 @@ import durabletask.internal.orchestrator_service_pb2 as pb
 from local_services.scheduler.entities import Entities
 from local_services.scheduler.orchestrations import Orchestrations
 from local_services.scheduler.records import Changes, Message, Record, Records, timestamp
-from local_services.scheduler.steps import Steps
+from local_services.scheduler.stepping import Steps
 from local_services.scheduler.work import Work
 
 REMEMBER_ANSWERS = 3600 * 1_000_000

@@ -1,4 +1,4 @@
-"""Orchestrations: starting, events, suspending, ending, restarting, rewinding, purging. Their steps: steps.py."""
+"""Orchestrations: starting, events, suspending, ending, restarting, rewinding, purging. Their steps: stepping.py."""
 
 from __future__ import annotations
 
