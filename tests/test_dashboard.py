@@ -255,14 +255,14 @@ def test_an_agents_error_is_shown(
 ) -> None:
     experts = sample("05")
     experts.start_worker()
-    model.fail(401, "no such key")
+    model.fail(400, "no such parameter")
     instance = experts.run_client().output.split()[1]
     page.goto(orchestration_url(dashboard, hub, instance))
     expect(page.locator(".status")).to_have_text("Failed")
     expect(page.locator(".bar.agent.failed")).to_have_count(2)
-    expect(page.locator(".failure")).to_contain_text("no such key")
+    expect(page.locator(".failure")).to_contain_text("no such parameter")
     page.get_by_role("link", name="ChemistAgent").click()
-    expect(page.locator(".bubble.error")).to_contain_text("no such key")
+    expect(page.locator(".bubble.error")).to_contain_text("no such parameter")
 
 
 # Hostile, huge and broken --------------------------------------------------------------------------------------------
@@ -276,8 +276,9 @@ def test_what_a_payload_holds_stays_text(
     model.say(HOSTILE)
     instance = experts.run_client(HOSTILE).output.split()[1]
     page.goto(f"{dashboard}/?hub={hub}")
-    expect(page.locator("td.col-custom-status")).to_contain_text("<script>")
+    expect(page.locator("td.col-custom-status")).to_contain_text("has answered")
     page.goto(orchestration_url(dashboard, hub, instance))
+    expect(card(page, "Custom status")).to_contain_text("<script>")
     expect(card(page, "Input")).to_contain_text(HOSTILE.split("\n")[0])
     expect(card(page, "Output")).to_contain_text("<script>")
     expect(page.locator(".diagram svg")).to_contain_text("""<img src=x onerror="alert('x')"><""")

@@ -58,7 +58,7 @@ CASES = [
     Case("04", {"writeragent": [2]}),
     Case("05", {"chemistagent": [1], "physicistagent": [1]}),
     Case("06", {"emailassistantagent": [1], "spamdetectionagent": [1, 1]}, ("outbox/ID.eml", "spam/ID.eml")),
-    Case("07", {"writeragent": [1, 1]}, ("published/ID.md",)),
+    Case("07", {"contentwriteragent": [1, 1]}, ("published/ID.md",)),
 ]
 RUNS = math.ceil(int(os.environ.get("KILLS") or 1) / len(CASES))  # of each sample
 MODEL_SECONDS = 0.1
@@ -77,7 +77,7 @@ run(client.main)
 # What differs from run to run, and what to compare instead.
 VARYING = [
     (r"\b(report|prize)-[0-9a-f]{6}\b|\b[0-9a-f]{32}\b", "ID"),
-    (r"(\d{4}-\d\d-\d\d|\w{3}, \d+ \w{3} \d{4}) \d\d:\d\d:\d\d|\(\d+ \w+ left\)", "TIME"),
+    (r"(\d{4}-\d\d-\d\d|\w{3}, \d+ \w{3} \d{4}) \d\d:\d\d:\d\d|\([\d:]+ left\)", "TIME"),
 ]
 
 # Events with the same number in every run's history. (The numbers of turns and of unneeded notices differ.)

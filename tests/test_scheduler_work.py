@@ -232,8 +232,8 @@ def test_what_cannot_be_delivered_has_its_caller_told_at_once(hub: TaskHub) -> N
     first = hub.connect(only(orchestrations=["parent"]), maxConcurrentOrchestrationWorkItems=1)
     hub.complete(first.take(), call_child(1, "child", "child"))
     hub.disconnect(first)
-    for number in range(5):
-        hub.event("child", f"event {number}", json.dumps("x" * 1_000_000))
+    for number in range(280):
+        hub.event("child", f"event {number}", json.dumps("x" * 16_000))
     worker = hub.connect()
     assert hub.status("child") == "FAILED"
     assert "a worker receives 4,194,304 at most" in hub.failure("child")

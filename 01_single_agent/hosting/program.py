@@ -7,6 +7,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,7 +37,8 @@ def run(main: Callable[[], None]) -> NoReturn:
 
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            with suppress(io.UnsupportedOperation):  # somebody has read from it before
+                stream.reconfigure(errors="replace")
     sys.argv[1:] = map(clean, sys.argv[1:])
     code = 0
     try:
