@@ -505,13 +505,11 @@ def test_what_a_model_or_a_reviewer_writes_does_not_steer_the_terminal(articles:
         assert not re.search("[\x1b\u202e]", text.replace("\x1b[?2004", ""))  # readline's own
 
 
-def _take_terminal() -> None:
-    """In the new process: its standard input becomes the terminal that it belongs to."""
-    import fcntl
-    import termios
-
-    os.setsid()
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+# In the new process: its standard input becomes the terminal that it belongs to, so that Ctrl-C reaches it. (Not by
+# Popen's preexec_fn, which can hang in a process with threads.)
+TAKE_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 class Terminal:
@@ -522,13 +520,13 @@ class Terminal:
 
         self._master, slave = pty.openpty()
         self._process = subprocess.Popen(
-            [sys.executable, *command],
+            [sys.executable, "-c", TAKE_TERMINAL, sys.executable, *command],
             cwd=sample.folder,
             env=sample.environment(),
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            preexec_fn=_take_terminal,  # so that Ctrl-C reaches it
+            start_new_session=True,
         )
         os.close(slave)
         self.text = ""
