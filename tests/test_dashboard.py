@@ -275,8 +275,11 @@ def test_what_a_payload_holds_stays_text(
     experts.start_worker()
     model.say(HOSTILE)
     instance = experts.run_client(HOSTILE).output.split()[1]
+    model.heal()
+    model.fail(503, "<script>alert(1)</script>")  # the reason why an expert waits stands in the custom status
+    experts.run_client("--no-wait", "waits")
     page.goto(f"{dashboard}/?hub={hub}")
-    expect(page.locator("td.col-custom-status")).to_contain_text("has answered")
+    expect(page.locator("td.col-custom-status", has_text="<script>")).to_have_count(1)
     page.goto(orchestration_url(dashboard, hub, instance))
     expect(card(page, "Custom status")).to_contain_text("<script>")
     expect(card(page, "Input")).to_contain_text(HOSTILE.split("\n")[0])
