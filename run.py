@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs the samples and their tests: `python3 run.py` lists them.
 
-It creates .venv next to this file, installs what the command needs, and runs `local_services` or pytest with it.
+It creates .venv next to this file, installs what the command needs, and runs `runner` or pytest with it.
 It has no f-strings and no annotations, so that an old Python can run it far enough to say that it is too old.
 """
 # ruff: noqa: RUF005, S606, UP031, UP036
@@ -30,7 +30,7 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 def main(arguments):
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):  # the catalog needs nothing installed
-        hand_over([sys.executable, "-m", "local_services"])
+        hand_over([sys.executable, "-m", "runner"])
     elif command == "test":
         prepare("test")
         hand_over([str(PYTHON), "-m", "pytest"] + arguments[1:])
@@ -44,7 +44,7 @@ def main(arguments):
         os.environ["RUN_FROM"] = os.getcwd()  # file names among the client's arguments are relative to it
         if os.name != "nt" and command != "reset":  # from here on, Ctrl-C waits until the supervisor can handle it
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-        hand_over([str(PYTHON), "-m", "local_services"] + arguments)
+        hand_over([str(PYTHON), "-m", "runner"] + arguments)
 
 
 def hand_over(command):

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.report import Row, as_json, draw, machine, row, tables
 from benchmarks.services import STOP_SECONDS, Failed, Process, Stack
-from local_services.addresses import ROOT
+from runner.addresses import ROOT
 
 LATEST = ROOT / "benchmarks" / "results" / "latest.json"
 SCENARIO_SECONDS = 240.0

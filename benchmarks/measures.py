@@ -21,7 +21,7 @@ import openai
 import psutil
 
 from benchmarks.services import Failed, Stack
-from local_services.addresses import ROOT
+from runner.addresses import ROOT
 
 Results = list[dict[str, Any]]
 
@@ -471,7 +471,7 @@ class CountingModel:
     def __init__(self, delay: float) -> None:
         import uvicorn
 
-        from local_services.model import create_app
+        from local_services.offline_model.server import create_app
         from local_services.service import listening_socket
 
         app = create_app(first_token_delay=delay)

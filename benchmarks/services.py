@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from local_services.addresses import OFFLINE_MODEL, ROOT
-from local_services.supervisor import TETHER, WORKER
+from runner.addresses import OFFLINE_MODEL, ROOT
+from runner.supervisor import TETHER, WORKER
 
 START_SECONDS = 60.0
 STOP_SECONDS = 3.0
@@ -71,7 +71,7 @@ class Stack:
 
     def model(self, delay: float) -> Process:
         """The offline model; it sends its whole answer after this number of seconds."""
-        return self.service("model", "--first-token-delay", f"{delay:g}", "--token-delay", "0")
+        return self.service("offline_model", "--first-token-delay", f"{delay:g}", "--token-delay", "0")
 
     def settings(self, sample: Path, model_address: str) -> dict[str, str]:
         """The environment for a worker of the sample and its clients, with a new task hub."""

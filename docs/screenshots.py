@@ -18,8 +18,8 @@ sys.path.insert(0, str(ROOT))
 
 from playwright.sync_api import Page, sync_playwright  # noqa: E402
 
-from local_services.addresses import DASHBOARD, MODEL, OFFLINE_MODEL, REDIS, SCHEDULER  # noqa: E402
-from local_services.supervisor import Supervisor  # noqa: E402
+from runner.addresses import DASHBOARD, MODEL, OFFLINE_MODEL, REDIS, SCHEDULER  # noqa: E402
+from runner.supervisor import Supervisor  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]

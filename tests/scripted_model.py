@@ -12,7 +12,7 @@ import uvicorn
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from local_services.model import create_app
+from local_services.offline_model.server import create_app
 
 ENDED = -2  # instead of the number of events left to send: the reply is over
 

@@ -142,7 +142,7 @@ def test_refuses_what_it_does_not_know(start: Start, arguments: list[str], says:
 
 def test_a_scenario_that_fails_is_named_and_the_others_go_on(start: Start, tmp_path: Path) -> None:
     root = tmp_path / "copy"
-    for folder in ("benchmarks", "local_services"):
+    for folder in ("benchmarks", "local_services", "runner"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__", "results"))
     for number, worker in ("01", "raise SystemExit('no such agent')"), ("07", "raise SystemExit('no such review')"):
         (root / f"{number}_sample").mkdir()
@@ -167,7 +167,7 @@ def test_ctrl_c_ends_all_that_it_has_started(start: Start, tmp_path: Path) -> No
             if (one.info["environ"] or {}).get("MARK") == mark
         ]
 
-    for part in ("benchmarks.measures", "local_services.scheduler", "local_services.model", "worker.py"):
+    for part in ("benchmarks.measures", "local_services.scheduler", "local_services.offline_model", "worker.py"):
         eventually(lambda part=part: any(part in command for command in marked()), part, 60)
     process.signal(signal.SIGINT)
     assert process.wait() == 130

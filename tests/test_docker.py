@@ -75,7 +75,8 @@ def test_nothing_else_gets_into_an_image() -> None:
     for path in (".env", "README.md", "01_single_agent/.env", "06_multi_agent_orchestration_conditionals/outbox/1.eml"):
         assert not is_in_context(path)
     assert not is_in_context("01_single_agent/__pycache__/worker.cpython-312.pyc")
-    assert not is_in_context("local_services/model.py")
+    assert not is_in_context("local_services/service.py")
+    assert not is_in_context("runner/__main__.py")
     assert is_in_context("01_single_agent/worker.py")
     assert is_in_context("01_single_agent/hosting/program.py")
     assert not is_in_context("01_single_agent/hosting/__pycache__/program.cpython-312.pyc")

@@ -249,7 +249,7 @@ def test_the_top_readme(sample: Callable[[str], Sample], start: Start) -> None:
 # run.py -----------------------------------------------------------------------------------------------------------
 
 # run.py hands over to this once everything is installed, which test_run.py sees to.
-RUN_PY = (sys.executable, "-m", "local_services")
+RUN_PY = (sys.executable, "-m", "runner")
 
 
 @pytest.fixture
@@ -308,7 +308,7 @@ def test_the_services(run_py: Callable[..., Process], start: Start) -> None:
         options = command.partition("run.py up")[2].split()
         running.append(run_py("up", *ports, *options, **settings))
         for name in settings:  # it is read: nonsense is refused
-            model = start(sys.executable, "-m", "local_services.model", env=clean_environment(**{name: "soon"}))
+            model = start(sys.executable, "-m", "local_services.offline_model", env=clean_environment(**{name: "soon"}))
             assert model.wait() == 2
     for services in running:
         services.wait_for("Ctrl-C stops the services")

@@ -16,7 +16,7 @@ from conftest import Process, Start, clean_environment
 from jsonschema import Draft202012Validator
 from openai import AzureOpenAI, OpenAI
 
-COMMAND = [sys.executable, "-m", "local_services.model", "--port", "0"]
+COMMAND = [sys.executable, "-m", "local_services.offline_model", "--port", "0"]
 AT_ONCE = ["--first-token-delay", "0", "--token-delay", "0"]
 JOKER = "You are good at telling jokes."
 PHYSICIST = "You are an expert in physics. You answer questions from a physics perspective."

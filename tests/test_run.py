@@ -22,8 +22,8 @@ from conftest import ROOT, Process, Start, clean_environment, eventually
 from dotenv import dotenv_values
 from scripted_model import ScriptedModel
 
-from local_services import addresses
-from local_services.addresses import (
+from runner import addresses
+from runner.addresses import (
     MODEL,
     OFFLINE_MODEL,
     REDIS,
@@ -89,8 +89,10 @@ class Project:
         self.root = root
         self._start = start
         self.mark = uuid.uuid4().hex  # in the environment of all processes that its commands start
-        shutil.copytree(ROOT / "local_services", root / "local_services", ignore=shutil.ignore_patterns("__pycache__"))
-        self.write("local_services/model.py", SERVICE.format(name="model"))
+        for package in ("runner", "local_services"):
+            shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+        self.write("local_services/offline_model/__init__.py", "")
+        self.write("local_services/offline_model/__main__.py", SERVICE.format(name="model"))
         self.write("local_services/scheduler/__init__.py", "")
         self.write("local_services/scheduler/__main__.py", SERVICE.format(name="scheduler"))
         self.write("local_services/dashboard/__main__.py", SERVICE.format(name="dashboard"))
@@ -109,9 +111,9 @@ class Project:
         self.write(f"{name}/requirements.txt", requirements)
 
     def start(self, *arguments: str, **environment: str) -> Process:
-        """Start `python -m local_services`, like run.py after the installation."""
+        """Start `python -m runner`, like run.py after the installation."""
         env = clean_environment(MARK=self.mark, **environment)
-        return self._start(sys.executable, "-m", "local_services", *arguments, cwd=self.root, env=env)
+        return self._start(sys.executable, "-m", "runner", *arguments, cwd=self.root, env=env)
 
     def run(self, *arguments: str, **environment: str) -> Process:
         """Run it to its end, with nothing to read."""
@@ -131,8 +133,8 @@ IN_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn
 
 
 def in_terminal(start: Start, *arguments: str, cwd: Path, env: dict[str, str]) -> Process:
-    """Start `python -m local_services` in a new terminal."""
-    command = [sys.executable, "-c", IN_TERMINAL, sys.executable, "-m", "local_services", *arguments]
+    """Start `python -m runner` in a new terminal."""
+    command = [sys.executable, "-c", IN_TERMINAL, sys.executable, "-m", "runner", *arguments]
     return start(*command, cwd=cwd, env=env)
 
 
@@ -281,7 +283,7 @@ def test_a_worker_that_dies_while_the_client_runs(project: Project, tmp_path: Pa
 
 def test_a_service_that_does_not_start(project: Project) -> None:
     project.add_sample("01_first")
-    project.write("local_services/model.py", "import sys; sys.exit('no reason')")
+    project.write("local_services/offline_model/__main__.py", "import sys; sys.exit('no reason')")
     command = project.run("01")
     assert command.popen.returncode == 2
     assert "model │ no reason\nThe local model did not start (exit code 1).\n" in command.errors
@@ -381,7 +383,7 @@ def test_the_environment_wins_over_env_files(project: Project, listening: int) -
     for name in ("AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_CHAT_DEPLOYMENT_NAME", "AZURE_OPENAI_API_KEY"):
         env[name] = {"AZURE_OPENAI_ENDPOINT": f"http://127.0.0.1:{listening}"}.get(name, "theirs")
     result = subprocess.run(
-        [sys.executable, "-m", "local_services", "01"],
+        [sys.executable, "-m", "runner", "01"],
         cwd=project.root, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
     )  # fmt: skip
     address = f"http://127.0.0.1:{listening}"
@@ -397,7 +399,7 @@ def test_a_model_that_the_environment_selects_has_priority_as_a_whole(project: P
     )
     env = {name: value for name, value in clean_environment(MARK=project.mark).items() if "OPENAI_" not in name}
     env |= {"OPENAI_API_KEY": "key", "OPENAI_BASE_URL": f"http://127.0.0.1:{listening}"}
-    command = [sys.executable, "-m", "local_services", "01"]
+    command = [sys.executable, "-m", "runner", "01"]
     result = subprocess.run(command, cwd=project.root, env=env, capture_output=True, text=True, check=True)
     assert result.stdout == "None\n"
     assert f"Found model http://127.0.0.1:{listening}\n" in result.stderr
@@ -515,7 +517,7 @@ def samples(start: Start, tmp_path: Path) -> Callable[..., Process]:
     """Starts a sample with run.py, with the state of an earlier start in this test."""
     folders = {"STATE_DIRECTORY": str(tmp_path / "state"), "CONTENT_DIRECTORY": str(tmp_path)}
     return lambda *arguments, **settings: start(
-        sys.executable, "-m", "local_services", *arguments, env=clean_environment(**folders, **settings)
+        sys.executable, "-m", "runner", *arguments, env=clean_environment(**folders, **settings)
     )
 
 
@@ -661,7 +663,7 @@ def test_a_dashboard_that_fails_fails_nothing_else(project: Project) -> None:
 
 def test_up_ends_when_a_service_breaks_down(project: Project) -> None:
     breaks_down = SERVICE.format(name="model").replace("stopped.wait()", "import os; listener.accept(); os._exit(5)")
-    project.write("local_services/model.py", breaks_down)
+    project.write("local_services/offline_model/__main__.py", breaks_down)
     command = project.start("up", *ANY_PORTS)
     port = int(command.wait_for(r"model +http://127\.0\.0\.1:(\d+)[^$]+Ctrl-C")[1])
     socket.create_connection(("127.0.0.1", port)).close()
@@ -677,7 +679,7 @@ DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print('Worker re
 
 STAGES: dict[str, tuple[Callable[[Project], None], str]] = {
     "a service starts": (
-        lambda p: p.write("local_services/model.py", NEVER_READY) and p.add_sample("01_first"),
+        lambda p: p.write("local_services/offline_model/__main__.py", NEVER_READY) and p.add_sample("01_first"),
         "not yet",
     ),
     "the worker starts": (lambda p: p.add_sample("01_first", worker=NEVER_READY), "not yet"),
@@ -778,8 +780,8 @@ class Installation:
             "pyproject.toml": "",
             "constraints.txt": "",
             "01_first/requirements.txt": "",
-            "local_services/__init__.py": "",
-            "local_services/__main__.py": "import sys; print('started', sys.argv[1:])",
+            "runner/__init__.py": "",
+            "runner/__main__.py": "import sys; print('started', sys.argv[1:])",
         }.items():
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_text(text)

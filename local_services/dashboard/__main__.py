@@ -5,9 +5,11 @@ import socket
 import threading
 import traceback
 from contextlib import suppress
+from pathlib import Path
 
-from local_services.addresses import ROOT
 from local_services.service import HOST, listening_socket, report_ready, service_arguments, stop_order
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> None:

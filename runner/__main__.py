@@ -11,7 +11,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from local_services.addresses import (
+from local_services.service import HOST
+from runner.addresses import (
     DASHBOARD,
     OFFLINE_MODEL,
     ROOT,
@@ -25,9 +26,8 @@ from local_services.addresses import (
     services_for,
     settings,
 )
-from local_services.service import HOST
-from local_services.state import State, state
-from local_services.supervisor import Interrupted, Supervisor, note, shell_code
+from runner.state import State, state
+from runner.supervisor import Interrupted, Supervisor, note, shell_code
 
 COMMANDS = {
     "all": "every sample, one after the other",

@@ -15,8 +15,8 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Literal
 
-from local_services.addresses import ROOT, CannotRun, Service
 from local_services.service import HOST
+from runner.addresses import ROOT, CannotRun, Service
 
 READY_SECONDS = 60.0
 LAST_WORD_SECONDS = 3.0  # for a client after Ctrl-C: it may print how to come back

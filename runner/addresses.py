@@ -28,7 +28,7 @@ class Service:
 
 
 SCHEDULER = Service("scheduler", "scheduler", 8080, "ENDPOINT")
-MODEL = Service("model", "model", 8081, "AZURE_OPENAI_ENDPOINT", "offline")
+MODEL = Service("model", "offline_model", 8081, "AZURE_OPENAI_ENDPOINT", "offline")
 REDIS = Service("redis", "redis_server", 6379, "REDIS_CONNECTION_STRING")
 SERVICES = (SCHEDULER, MODEL, REDIS)
 DASHBOARD = Service("dashboard", "dashboard", 8082, "")  # no sample needs it

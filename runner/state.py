@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from local_services.addresses import ROOT, SCHEDULER, Address, CannotRun, environment
+from runner.addresses import ROOT, SCHEDULER, Address, CannotRun, environment
 
 FILE = "scheduler.db"
 COPY = "before-reset"  # a folder inside the state's folder: what the latest reset removed
