@@ -1,5 +1,6 @@
 """What the tests share: real processes, a scheduler, a model with faults to order, an environment of their own."""
 
+import atexit
 import importlib
 import os
 import re
@@ -11,17 +12,27 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from fork_server import Forked, ForkServer, can_start
 from scripted_model import ScriptedModel
 
 ROOT = Path(__file__).parent.parent
 
 # A shell that runs the tests in the background has them ignore SIGINT, and whatever they start would ignore it too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Tests import the double of an orchestration by its name. It is the same file in 04 to 07.
+sys.path.insert(0, str(next(ROOT.glob("04_*"))))
+importlib.import_module("orchestration_double")
+sys.path.pop(0)
+sys.excepthook = sys.__excepthook__  # hosting replaces it
+for imported in [name for name in sys.modules if name.partition(".")[0] == "hosting"]:
+    del sys.modules[imported]
 
 PATIENCE = 60.0  # seconds until a condition that should come true is given up: far more than it takes
 
@@ -65,20 +76,27 @@ def eventually(condition: Callable[[], Any], what: str, patience: float = PATIEN
     return value
 
 
+@cache
+def fork_server() -> ForkServer:
+    """The one of this process."""
+    server = ForkServer()
+    atexit.register(server.stop)
+    return server
+
+
+def start_new(command: list[str], cwd: Path, env: dict[str, str]) -> subprocess.Popen[str]:
+    """Start a program with its standard streams in pipes."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=cwd, env=env, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8")
+
+
 class Process:
     """A program under test, its output at hand line by line."""
 
     def __init__(self, *command: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> None:
-        self.popen = subprocess.Popen(
-            [str(part) for part in command],
-            cwd=cwd,
-            env=env or clean_environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-        )
+        parts = [str(part) for part in command]
+        env = env or clean_environment()
+        self.popen = fork_server().start(parts, cwd, env) if can_start(parts) else start_new(parts, cwd, env)
         self.out: list[str] = []
         self.err: list[str] = []
         self._readers = [
@@ -123,7 +141,8 @@ class Process:
 
     def kill(self) -> None:
         """SIGKILL: it has no chance to clean up."""
-        self.popen.kill()
+        if self.popen.poll() is None:
+            self.popen.kill()
         self.wait()
 
     def stop(self) -> None:
@@ -166,7 +185,8 @@ def start() -> Iterator[Start]:
 
     yield start_one
     for process in reversed(processes):
-        process.stop()
+        # A worker takes a second to stop. Nothing else works on the test's task hub, so it may as well be killed.
+        process.kill() if isinstance(process.popen, Forked) else process.stop()
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,16 @@
 """Sample 04: two calls of one agent in one conversation, whatever happens in between."""
 
 import re
+import shutil
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import Process, Sample, Start, eventually
+from conftest import ROOT, Process, Sample, Start, eventually
 from durabletask.client import EntityQuery
 from orchestration_double import AGENT, OrchestrationDouble
 from orchestrations import assert_fails, complaints, instance_of, scheduler_client, state_of
@@ -110,6 +112,21 @@ def test_a_call_that_is_rejected_fails_it(orchestrator: Callable[..., Any]) -> N
     double = OrchestrationDouble(orchestrator)
     double.fail("The model rejects the request (400)", "ModelRejected")
     assert str(double.failure) == "WriterAgent: The model rejects the request (400)"
+
+
+def test_the_readme_shows_how_to_test_it(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    (origin,) = ROOT.glob("04_*")
+    shutil.copytree(origin, folder, ignore=shutil.ignore_patterns("__pycache__", ".env"))
+    (block,) = [
+        block
+        for block in re.findall(r"```python\n(.+?)```", (folder / "README.md").read_text(), re.DOTALL)
+        if "def test_" in block
+    ]
+    (folder / "test_orchestration.py").write_text(block)
+    tests = start(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=folder)
+    assert tests.wait() == 0, tests.output + tests.errors
+    assert "1 passed" in tests.output
 
 
 # End to end -------------------------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
-"""Runs an orchestrator as a plain generator, step by step: the test is scheduler, worker and model in one."""
+"""For tests: runs an orchestrator as a plain generator, step by step. The test is scheduler, worker and model."""
 
-import importlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
+
+from hosting.payloads import ModelConverter
 
 from agent_framework import AgentResponse, Content, Message
 from durabletask.entities import EntityInstanceId
@@ -61,7 +62,7 @@ class OrchestrationDouble:
         self.current_utc_datetime = datetime(2030, 1, 1)
         self._uuids = 0
         self._events: dict[str, list[Any]] = defaultdict(list)  # those that nothing waits for
-        self._converter = importlib.import_module("hosting.payloads").ModelConverter()
+        self._converter = ModelConverter()
 
         self._generator: Generator[Any, Any, Any]
 
