@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from runner.addresses import OFFLINE_MODEL, ROOT
-from runner.supervisor import TETHER, WORKER
+from runner.tether import tethered
 
 START_SECONDS = 60.0
 STOP_SECONDS = 3.0
@@ -91,8 +91,7 @@ class Stack:
 
     def worker(self, sample: Path, env: dict[str, str]) -> Process:
         """Start the sample's worker.py, and wait until it is ready."""
-        command = [sys.executable, *(["-c", WORKER] if TETHER else ["worker.py"])]
-        return self.start(command, "Worker ready", sample, env)
+        return self.start(tethered("worker.py"), "Worker ready", sample, env)
 
     def start(self, command: list[str], ready: str, folder: Path, env: dict[str, str]) -> Process:
         """Start a process, and wait for the line that contains `ready`. Raises Failed if none comes."""
@@ -112,7 +111,7 @@ class Stack:
                 threading.Thread(target=lambda: [None for _ in output], daemon=True).start()
                 return Process(popen, line.split()[-1], seconds)
         patience.cancel()
-        raise Failed(f"{' '.join(command[1:3])} in {folder.name} did not start:\n{said[-2000:]}")
+        raise Failed(f"{' '.join(command[1:4])} in {folder.name} did not start:\n{said[-2000:]}")
 
     def popen(self, command: list[str], folder: Path, env: dict[str, str], errors: int) -> subprocess.Popen[str]:
         """Start a process of this stack; the terminal's Ctrl-C does not reach it."""

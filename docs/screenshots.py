@@ -30,10 +30,10 @@ HUB = "samples"
 def main() -> None:
     """Run samples, and take a screenshot of each on the dashboard."""
     with Supervisor() as supervisor, tempfile.TemporaryDirectory() as effects:
-        services = supervisor.start_services(dict.fromkeys((SCHEDULER, MODEL, REDIS), 0), {})
+        services = supervisor.start_services({service: ["--port", "0"] for service in (SCHEDULER, MODEL, REDIS)})
         env = os.environ | {service.variable: address for service, address in services.items()} | OFFLINE_MODEL
         env |= {"TASKHUB": HUB, "CONTENT_DIRECTORY": effects, "EMAIL_DIRECTORY": effects}
-        dashboard = supervisor.start_beside(DASHBOARD, 8082, env)
+        supervisor.start_service(DASHBOARD, env=env)
         for number in ("01", "03", "05", "06", "07"):
             supervisor.start_worker(SAMPLES[number], env)
         for number in ("06", "03", "01", "05"):
@@ -42,7 +42,7 @@ def main() -> None:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
             page = browser.new_page(viewport={"width": 1120, "height": 700})
-            take_pictures(page, dashboard)
+            take_pictures(page, f"http://127.0.0.1:{DASHBOARD.port}")
             browser.close()
 
 

@@ -24,11 +24,10 @@ class Service:
     module: str  # in local_services
     port: int  # that of the real service
     variable: str  # holds its address, for the samples
-    remark: str = ""
 
 
 SCHEDULER = Service("scheduler", "scheduler", 8080, "ENDPOINT")
-MODEL = Service("model", "offline_model", 8081, "AZURE_OPENAI_ENDPOINT", "offline")
+MODEL = Service("model", "offline_model", 8081, "AZURE_OPENAI_ENDPOINT")
 REDIS = Service("redis", "redis_server", 6379, "REDIS_CONNECTION_STRING")
 SERVICES = (SCHEDULER, MODEL, REDIS)
 DASHBOARD = Service("dashboard", "dashboard", 8082, "")  # no sample needs it
@@ -40,62 +39,45 @@ MODELS = {  # the setting that selects a kind of model -> the other settings of 
 OFFLINE_MODEL = {"AZURE_OPENAI_CHAT_DEPLOYMENT_NAME": "offline-model", "AZURE_OPENAI_API_KEY": "local"}
 
 
-def services_for(sample: Path) -> list[Service]:
-    """All services; Redis only if the sample's requirements contain its client."""
-    needs_redis = re.search(r"^redis\b", (sample / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
-    return [service for service in SERVICES if service is not REDIS or needs_redis]
-
-
-def environment(sample: Path) -> dict[str, str]:
-    """The sample's environment: this process's, which has priority, and `.env` in its folder or above it.
+def environment(folder: Path) -> dict[str, str]:
+    """A program's environment: this process's, which has priority, and `.env` in its folder or above it.
 
     As in the samples, a model that this process's environment selects has priority as a whole.
     """
     from dotenv import dotenv_values
 
-    files = {**dotenv_values(ROOT / ".env"), **dotenv_values(sample / ".env")}
+    files = {**dotenv_values(ROOT / ".env"), **dotenv_values(folder / ".env")}
     selected = [kind for kind in MODELS if os.environ.get(kind)]
     hidden = {name for kind, others in MODELS.items() if kind not in selected for name in (kind, *others)}
-    added = {name: value or "" for name, value in files.items() if not (selected and name in hidden)}
-    return added | os.environ
+    return {name: value or "" for name, value in files.items() if not (selected and name in hidden)} | os.environ
 
 
-@dataclass(frozen=True)
 class Address:
-    """The address of a service, from a variable of the environment."""
+    """The address that a variable of the environment holds. Raises CannotRun if it is none."""
 
-    variable: str
-    url: str
+    def __init__(self, variable: str, url: str) -> None:
+        try:
+            parts = urlsplit(url)
+            self.host = parts.hostname or ""
+            self.port = DEFAULT_PORTS[parts.scheme] if parts.port is None else parts.port
+            self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        except (ValueError, KeyError):
+            self.host = ""
+        if not self.host:
+            raise CannotRun(f"{variable} is not an address such as http://localhost:8080.")
+        self.variable = variable
+        self.is_local = self.host in ("localhost", "::1", socket.gethostname().lower()) or self.host.startswith("127.")
 
     def __str__(self) -> str:
         """The address without user and password."""
-        parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-
-    @property
-    def host_and_port(self) -> tuple[str, int]:
-        """Where to connect. Raises CannotRun if the variable holds no address."""
-        try:
-            parts = urlsplit(self.url)
-            port = parts.port if parts.port is not None else DEFAULT_PORTS[parts.scheme]
-        except (ValueError, KeyError):
-            parts, port = None, 0
-        if not parts or not parts.hostname:
-            raise CannotRun(f"{self.variable} is not an address such as http://localhost:8080.")
-        return parts.hostname, port
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it is on this machine."""
-        host = self.host_and_port[0]
-        return host in ("localhost", "::1", socket.gethostname().lower()) or host.startswith("127.")
+        return self._shown
 
     def answers(self) -> bool:
         """Whether a program listens there."""
-        if self.url.startswith("https:") and (os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")):
+        if self._shown.startswith("https:") and (os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")):
             return True  # only the proxy knows
         try:
-            socket.create_connection(self.host_and_port, timeout=CONNECT_SECONDS).close()
+            socket.create_connection((self.host, self.port), timeout=CONNECT_SECONDS).close()
         except (OSError, UnicodeError):
             return False
         return True
@@ -110,23 +92,26 @@ def named(service: Service, env: dict[str, str]) -> Address | None:
     return None
 
 
-def port_to_start(service: Service, env: dict[str, str]) -> int | None:
-    """The port to start the service on, 0 for any free one; None if it runs already.
+def ports_to_start(sample: Path, env: dict[str, str]) -> tuple[dict[Service, int], dict[Service, Address]]:
+    """The services to start for a sample, each with its port (0: any free one); and those that run already.
 
-    Raises CannotRun if the environment names another address, and nothing answers there.
+    Raises CannotRun if the environment names an address on another machine, and nothing answers there.
     """
-    address = named(service, env)
-    if address is None:
-        return 0
-    port = address.host_and_port[1]
-    if address.answers():
-        return None
-    if address.is_local:
-        return port
-    raise CannotRun(
-        f"{address.variable} names {address}, and nothing answers there. "
-        f"Correct it, or unset it: then a local {service.name} is started."
-    )
+    needs_redis = re.search(r"^redis\b", (sample / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    ports: dict[Service, int] = {}
+    found: dict[Service, Address] = {}
+    for service in SERVICES if needs_redis else SERVICES[:2]:
+        address = named(service, env)
+        if address and address.answers():
+            found[service] = address
+        elif address and not address.is_local:
+            raise CannotRun(
+                f"{address.variable} names {address}, and nothing answers there. "
+                f"Correct it, or unset it: then a local {service.name} is started."
+            )
+        else:
+            ports[service] = address.port if address else 0
+    return ports, found
 
 
 def settings(sample: Path, env: dict[str, str], started: dict[Service, str]) -> dict[str, str]:

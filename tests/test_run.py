@@ -1,7 +1,7 @@
 """run.py: the list, a sample, all samples, only the services, and the installation before them.
 
-Most tests run a copy of local_services with replacements for the samples, the scheduler and the model. The last one
-runs the real ones in a fresh copy of the repository.
+What needs processes runs in a copy of the launcher, with replacements for the samples, the scheduler and the model. The
+last test installs the real ones in a fresh copy of the repository.
 """
 
 import fcntl
@@ -22,7 +22,9 @@ from conftest import ROOT, Process, Start, clean_environment, eventually
 from dotenv import dotenv_values
 from scripted_model import ScriptedModel
 
-from runner import addresses
+import runner.__main__ as launcher
+from local_services.scheduler.ownership import Ownership
+from runner import addresses, state
 from runner.addresses import (
     MODEL,
     OFFLINE_MODEL,
@@ -31,12 +33,14 @@ from runner.addresses import (
     SERVICES,
     CannotRun,
     Service,
-    port_to_start,
+    environment,
+    ports_to_start,
     settings,
 )
+from runner.state import State
+from runner.supervisor import Supervisor
 
 SERVICE = """
-import fcntl, sys
 from pathlib import Path
 from local_services.service import listening_socket, report_ready, service_arguments, stop_order
 
@@ -47,22 +51,9 @@ arguments = parser.parse_args()
 stopped = stop_order(arguments.supervised)
 if arguments.state:
     arguments.state.touch()
-    lock = open(str(arguments.state) + ".lock", "a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        report_ready("{name}", lock.read())
-        stopped.wait()
-        sys.exit()
 listener = listening_socket(arguments.port)
 listener.listen()
-address = "http://127.0.0.1:" + str(listener.getsockname()[1])
-if arguments.state:
-    lock.truncate(0)
-    lock.write(address)
-    lock.flush()
-report_ready("{name}", address)
+report_ready("{name}", "http://127.0.0.1:" + str(listener.getsockname()[1]))
 stopped.wait()
 """
 NAMES = "ENDPOINT TASKHUB AZURE_OPENAI_ENDPOINT AZURE_OPENAI_CHAT_DEPLOYMENT_NAME AZURE_OPENAI_API_KEY"
@@ -77,9 +68,22 @@ time.sleep(600)
 """
 CLIENT = """
 import os, sys
-print("client", sys.argv[1:], "in", os.getcwd(), "reads", repr(sys.stdin.read()))
+print("client", sys.argv[1:], "in", os.getcwd(), "reads", repr(sys.stdin.read()), "again:", os.environ["RUN_AS"])
+"""
+DASHBOARD = """
+import os, sys
+print(os.environ.get("ENDPOINT"), os.environ.get("TASKHUB"), sys.argv[sys.argv.index("--port") + 1], flush=True)
+sys.stdin.read()
 """
 WAITING = "import time; print('client waits', flush=True); time.sleep(600)"
+
+
+# `python -m runner`. Where nohup runs the tests, what they start would ignore SIGHUP, as they do.
+RUNNER = """
+import runpy, signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+runpy.run_module("runner", run_name="__main__")
+"""
 
 
 class Project:
@@ -95,7 +99,7 @@ class Project:
         self.write("local_services/offline_model/__main__.py", SERVICE.format(name="model"))
         self.write("local_services/scheduler/__init__.py", "")
         self.write("local_services/scheduler/__main__.py", SERVICE.format(name="scheduler"))
-        self.write("local_services/dashboard/__main__.py", SERVICE.format(name="dashboard"))
+        self.write("local_services/dashboard/__main__.py", DASHBOARD)
 
     def write(self, path: str, text: str) -> Path:
         """Write one of the project's files."""
@@ -111,9 +115,9 @@ class Project:
         self.write(f"{name}/requirements.txt", requirements)
 
     def start(self, *arguments: str, **environment: str) -> Process:
-        """Start `python -m runner`, like run.py after the installation."""
+        """Start what run.py starts after the installation."""
         env = clean_environment(MARK=self.mark, **environment)
-        return self._start(sys.executable, "-m", "runner", *arguments, cwd=self.root, env=env)
+        return self._start(sys.executable, "-c", RUNNER, *arguments, cwd=self.root, env=env)
 
     def run(self, *arguments: str, **environment: str) -> Process:
         """Run it to its end, with nothing to read."""
@@ -153,8 +157,14 @@ def environment_of(process: Path) -> str:
 
 
 @pytest.fixture
-def project(tmp_path: Path, start: Start) -> Project:
-    return Project(tmp_path / "project", start)
+def project(tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project, which is the collection for the launcher's code in this process too."""
+    project = Project(tmp_path / "project", start)
+    for module in (addresses, launcher, state):
+        monkeypatch.setattr(module, "ROOT", project.root)
+    monkeypatch.chdir(project.root)
+    monkeypatch.setenv("STATE_DIRECTORY", "")
+    return project
 
 
 # The list, and the names of samples ------------------------------------------------------------------------------
@@ -164,41 +174,36 @@ def test_the_catalog_needs_no_installation(project: Project, start: Start) -> No
     project.add_sample("01_first")
     (project.root / "02_second").mkdir()
     shutil.copy(ROOT / "run.py", project.root)
-    for arguments in ([], ["--help"]):
-        command = start(sys.executable, project.root / "run.py", *arguments, cwd=project.root.parent)
-        assert command.wait() == 0
-        assert re.search(r"^  01_first +Hosts a replacement, for the tests$", command.output, re.MULTILINE)
-        assert re.search(r"^  02_second +to come$", command.output, re.MULTILINE)
-        assert re.search(r"^  up +\S", command.output, re.MULTILINE)
+    command = start(sys.executable, project.root / "run.py", cwd=project.root.parent)
+    assert command.wait() == 0
+    assert re.search(r"^  01_first +Hosts a replacement, for the tests$", command.output, re.MULTILINE)
+    assert re.search(r"^  up +\S", command.output, re.MULTILINE)
+    assert "02_second" not in command.output  # it has no worker
     assert not (project.root / ".venv").exists()
+
+
+def test_help_is_the_catalog(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launcher.main(["--help"]) == 0
+    assert capsys.readouterr().out == launcher.catalog() + "\n"
 
 
 @pytest.mark.parametrize("name", ["01", "01_first", "01_first/", "./01_first"])
 def test_a_sample_is_known_by_any_unique_prefix(project: Project, name: str) -> None:
     project.add_sample("01_first")
     project.add_sample("02_second")
-    command = project.run(name)
-    assert command.popen.returncode == 0
-    assert "TASKHUB 01_first\n" in command.errors
+    assert launcher.find_sample(name) == project.root / "01_first"
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("0", "'0' may be 01_first or 02_second or 03_third."),
-        (
-            "9",
-            "There is no sample or command '9'. There are: 01_first, 02_second, 03_third, all, up, reset, test, bench.",
-        ),
-        ("03", "03_third is still to come."),
-    ],
-)
-def test_other_names_are_refused(project: Project, name: str, message: str) -> None:
+def test_other_names_are_refused(project: Project) -> None:
     project.add_sample("01_first")
     project.add_sample("02_second")
-    (project.root / "03_third").mkdir()
-    command = project.run(name)
-    assert (command.popen.returncode, command.errors) == (2, message + "\n")
+    with pytest.raises(CannotRun, match=r"^'0' may be 01_first or 02_second\.$"):
+        launcher.find_sample("0")
+    command = project.run("9")
+    assert command.popen.returncode == 2
+    assert command.errors == (
+        "There is no sample or command '9'. There are: 01_first, 02_second, all, up, reset, test, bench.\n"
+    )
 
 
 # One sample ------------------------------------------------------------------------------------------------------
@@ -208,10 +213,12 @@ def test_stdout_is_the_clients_and_stderr_tells_the_rest(project: Project, tmp_p
     project.add_sample("01_first")
     command = project.run("01", "two words", "--option", RUN_FROM=str(tmp_path), STATE_DIRECTORY="")
     assert command.popen.returncode == 0
-    assert command.output == f"client ['two words', '--option'] in {tmp_path} reads ''\n"
+    again = "python3 project/run.py 01"
+    assert command.output == f"client ['two words', '--option'] in {tmp_path} reads '' again: {again}\n"
     scheduler, model, dashboard = re.findall(r"(http://127\.0\.0\.1:\d+)", command.err[0])
-    assert command.errors.splitlines() == [
-        f"Started scheduler {scheduler} (state in project/.state) · model {model} (offline) · dashboard {dashboard}",
+    started = f"Started scheduler {scheduler} (state in project/.state) · model {model} (offline)"
+    assert command.err[0] == f"{started} · dashboard {dashboard}\n"
+    assert [line for line in command.errors.splitlines() if line.startswith("worker")] == [
         f"worker │ ENDPOINT {scheduler}",
         "worker │ TASKHUB 01_first",
         f"worker │ AZURE_OPENAI_ENDPOINT {model}",
@@ -220,28 +227,24 @@ def test_stdout_is_the_clients_and_stderr_tells_the_rest(project: Project, tmp_p
         "worker │ REDIS_CONNECTION_STRING",
         "worker │ Worker ready",
     ]
+    looks_on = f"dashboard │ {scheduler} 01_first {dashboard.rpartition(':')[2]}\n"
+    assert set(command.err[1:]) <= {looks_on, *(line for line in command.err if line.startswith("worker"))}
     assert project.left_behind() == []
+    assert (project.root / ".state").stat().st_mode & 0o777 == 0o700  # the state is for its owner alone
+    assert (project.root / ".state" / "scheduler.db").exists()
 
 
-@pytest.mark.parametrize(
-    ("client", "code"), [("exit(1)", 1), ("exit(2)", 2), ("import os; os.kill(os.getpid(), 9)", 137)]
-)
-def test_the_clients_exit_code_is_the_commands(project: Project, client: str, code: int) -> None:
-    project.add_sample("01_first", client=client)
-    assert project.run("01").popen.returncode == code
+def test_the_first_argument_may_name_another_program_and_its_exit_code_is_the_commands(project: Project) -> None:
+    project.add_sample("01_first", client="import os; os.kill(os.getpid(), 9)")
+    project.write("01_first/review.py", "import sys; print(sys.argv[1:]); exit(2)")
+    review = project.run("01", "review.py", "list")
+    assert (review.popen.returncode, review.output) == (2, "['list']\n")
+    assert project.run("01", "list", "review.py").popen.returncode == 137
 
 
-def test_the_first_argument_may_name_another_program_of_the_sample(project: Project, tmp_path: Path) -> None:
-    project.add_sample("01_first")
-    (project.root / "01_first" / "review.py").write_text("import os, sys; print(os.environ['RUN_AS'], sys.argv[1:])")
-    assert project.run("01", "review.py", "list", RUN_FROM=str(tmp_path)).output.endswith("run.py 01 ['list']\n")
-    assert project.run("01", "list", "review.py").output.startswith("client ['list', 'review.py']")
-
-
-def test_the_client_learns_how_it_was_started(project: Project) -> None:
-    project.add_sample("01_first", client="import os; print(os.environ['RUN_AS'])")
-    assert project.run("01", RUN_FROM=str(project.root)).output == "python3 run.py 01\n"
-    assert project.run("01", RUN_FROM=str(project.root / "01_first")).output == "python3 ../run.py 01\n"
+def test_the_command_that_is_shown_fits_the_users_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUN_FROM", str(ROOT / "01_single_agent"))
+    assert launcher.run_py() == "python3 ../run.py"
 
 
 def test_the_clients_help_starts_nothing_else(project: Project) -> None:
@@ -249,11 +252,6 @@ def test_the_clients_help_starts_nothing_else(project: Project) -> None:
     command = project.run("01", "--help")
     assert command.output.startswith("client ['--help']")
     assert command.errors == ""
-
-
-def test_redis_is_started_for_a_sample_that_requires_it(project: Project) -> None:
-    project.add_sample("03_third", requirements="openai>=3\nredis>=8,<9\n")
-    assert re.search(r"worker │ REDIS_CONNECTION_STRING redis://127.0.0.1:\d+\n", project.run("03").errors)
 
 
 def test_a_worker_that_does_not_start(project: Project) -> None:
@@ -327,28 +325,38 @@ def silent() -> int:
             },
             "as it is",
         ),
+        (REDIS, {}, "any port"),
         (REDIS, {"REDIS_CONNECTION_STRING": "redis://:secret@localhost:LISTENING/0"}, "as it is"),
         (REDIS, {"REDIS_CONNECTION_STRING": "rediss://localhost:SILENT"}, "that port"),
     ],
 )
 def test_which_service_is_started(
-    service: Service, env: dict[str, str], expected: str, listening: int, silent: int
+    project: Project, service: Service, env: dict[str, str], expected: str, listening: int, silent: int
 ) -> None:
+    project.add_sample("03_third", requirements="openai>=3\nredis>=8,<9\n")
     env = {name: url.replace("LISTENING", str(listening)).replace("SILENT", str(silent)) for name, url in env.items()}
-    assert port_to_start(service, env) == {"any port": 0, "as it is": None, "that port": silent}[expected]
+    ports, found = ports_to_start(project.root / "03_third", env)
+    assert ports.get(service) == {"any port": 0, "as it is": None, "that port": silent}[expected]
+    assert (service in found) == (expected == "as it is")
 
 
-def test_a_service_named_elsewhere_must_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redis_is_only_for_a_sample_that_requires_it(project: Project) -> None:
+    project.add_sample("01_first", requirements="openai>=3\n")
+    assert ports_to_start(project.root / "01_first", {}) == ({SCHEDULER: 0, MODEL: 0}, {})
+
+
+def test_a_service_named_elsewhere_must_answer(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(addresses, "CONNECT_SECONDS", 0.1)
+    project.add_sample("03_third", requirements="redis>=8,<9\n")
     elsewhere = {"REDIS_CONNECTION_STRING": "redis://user:secret@cache.invalid"}
     with pytest.raises(CannotRun, match=r"REDIS_CONNECTION_STRING names redis://cache\.invalid, and nothing answers"):
-        port_to_start(REDIS, elsewhere)
+        ports_to_start(project.root / "03_third", elsewhere)
 
 
 @pytest.mark.parametrize("text", ["localhost:8080", "http://", "http://localhost:port", "somewhere"])
 def test_an_address_must_be_one(text: str) -> None:
     with pytest.raises(CannotRun, match="ENDPOINT is not an address such as http://localhost:8080"):
-        port_to_start(SCHEDULER, {"ENDPOINT": text})
+        addresses.named(SCHEDULER, {"ENDPOINT": text})
 
 
 @pytest.mark.parametrize(
@@ -375,34 +383,31 @@ def test_what_worker_and_client_are_told(
     assert settings(Path("01_first"), env, started) == env | changed
 
 
-def test_the_environment_wins_over_env_files(project: Project, listening: int) -> None:
-    project.add_sample("01_first")
-    project.write(".env", f"ENDPOINT=http://127.0.0.1:{listening}\nTASKHUB=outer\nAZURE_OPENAI_API_KEY=outer\n")
-    project.write("01_first/.env", "TASKHUB=inner\nAZURE_OPENAI_API_KEY=inner\nAZURE_OPENAI_ENDPOINT=http://inner\n")
-    env = {name: value for name, value in clean_environment().items() if value}
-    for name in ("AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_CHAT_DEPLOYMENT_NAME", "AZURE_OPENAI_API_KEY"):
-        env[name] = {"AZURE_OPENAI_ENDPOINT": f"http://127.0.0.1:{listening}"}.get(name, "theirs")
-    result = subprocess.run(
-        [sys.executable, "-m", "runner", "01"],
-        cwd=project.root, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    address = f"http://127.0.0.1:{listening}"
-    assert f"Found scheduler {address} · model {address}\n" in result.stderr
-    assert "TASKHUB inner\n" in result.stderr
-    assert "AZURE_OPENAI_API_KEY theirs\n" in result.stderr
+def test_the_environment_wins_over_env_files(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.write(".env", "ENDPOINT=http://outer\nTASKHUB=outer\nLOG_LEVEL=outer\n")
+    project.write("01_first/.env", "TASKHUB=inner\nLOG_LEVEL=inner\n")
+    for name in ("ENDPOINT", "TASKHUB", *MODEL_SETTINGS):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LOG_LEVEL", "theirs")
+    env = environment(project.root / "01_first")
+    assert [env[name] for name in ("ENDPOINT", "TASKHUB", "LOG_LEVEL")] == ["http://outer", "inner", "theirs"]
 
 
-def test_a_model_that_the_environment_selects_has_priority_as_a_whole(project: Project, listening: int) -> None:
-    project.add_sample("01_first", client="import os; print(os.environ.get('AZURE_OPENAI_ENDPOINT'))")
-    project.write(
-        ".env", "AZURE_OPENAI_ENDPOINT=http://127.0.0.1:9\nAZURE_OPENAI_API_KEY=key\nOPENAI_MODEL=of-the-file\n"
-    )
-    env = {name: value for name, value in clean_environment(MARK=project.mark).items() if "OPENAI_" not in name}
-    env |= {"OPENAI_API_KEY": "key", "OPENAI_BASE_URL": f"http://127.0.0.1:{listening}"}
-    command = [sys.executable, "-m", "runner", "01"]
-    result = subprocess.run(command, cwd=project.root, env=env, capture_output=True, text=True, check=True)
-    assert result.stdout == "None\n"
-    assert f"Found model http://127.0.0.1:{listening}\n" in result.stderr
+MODEL_SETTINGS = [name for kind, others in addresses.MODELS.items() for name in (kind, *others)]
+
+
+def test_a_model_that_the_environment_selects_has_priority_as_a_whole(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.write(".env", "AZURE_OPENAI_ENDPOINT=http://127.0.0.1:9\nAZURE_OPENAI_API_KEY=key\nOPENAI_MODEL=of-file\n")
+    for name in MODEL_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "theirs")
+    env = environment(project.root / "01_first")
+    assert {name: env[name] for name in MODEL_SETTINGS if name in env} == {
+        "OPENAI_API_KEY": "theirs",
+        "OPENAI_MODEL": "of-file",
+    }
 
 
 def test_the_example_env_file_names_the_local_services() -> None:
@@ -418,28 +423,22 @@ def test_the_example_env_file_names_the_local_services() -> None:
 # What is kept ----------------------------------------------------------------------------------------------------
 
 
-def test_the_state_is_for_its_owner_alone(project: Project) -> None:
-    project.add_sample("01_first")
-    assert project.run("01", STATE_DIRECTORY="").popen.returncode == 0
-    assert (project.root / ".state").stat().st_mode & 0o777 == 0o700
-    assert (project.root / ".state" / "scheduler.db").exists()
+@pytest.mark.parametrize(
+    ("setting", "folder", "shown"),
+    [("", ".state", ".state"), ("kept/here", "kept/here", "kept/here"), ("/elsewhere", "/elsewhere", "/elsewhere")],
+)
+def test_a_setting_moves_the_state(
+    project: Project, monkeypatch: pytest.MonkeyPatch, setting: str, folder: str, shown: str
+) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", setting)
+    assert State().folder == project.root / folder
+    assert str(State()) == shown
 
 
-def test_a_setting_moves_the_state(project: Project, tmp_path: Path) -> None:
-    project.add_sample("01_first")
-    for setting, folder in {"kept/here": project.root / "kept/here", str(tmp_path / "x"): tmp_path / "x"}.items():
-        assert f"(state in {os.path.relpath(folder, project.root) if 'here' in setting else folder})" in (
-            project.run("01", STATE_DIRECTORY=setting).errors
-        )
-        assert (folder / "scheduler.db").exists()
-    assert not (project.root / ".state").exists()
-
-
-@pytest.mark.parametrize("command", ["01", "up"])
-def test_a_folder_that_cannot_hold_the_state(project: Project, command: str) -> None:
+def test_a_folder_that_cannot_hold_the_state(project: Project) -> None:
     project.add_sample("01_first")
     project.write("taken", "by a file")
-    refused = project.run(command, *(ANY_PORTS if command == "up" else []), STATE_DIRECTORY="taken/state")
+    refused = project.run("01", STATE_DIRECTORY="taken/state")
     assert (refused.popen.returncode, refused.output) == (2, "")
     assert (
         refused.errors
@@ -447,52 +446,27 @@ def test_a_folder_that_cannot_hold_the_state(project: Project, command: str) -> 
     )
 
 
-def test_two_runs_at_the_same_time_share_the_scheduler(project: Project, tmp_path: Path) -> None:
-    project.add_sample("01_first", client=WAITING)
-    project.add_sample("02_second")
-    kept = {"STATE_DIRECTORY": str(tmp_path / "state")}
-    first = project.start("01", **kept)
-    first.wait_for("client waits")
-    second = project.run("02", **kept)
-    assert second.popen.returncode == 0
-    (address,) = re.findall(r"scheduler (\S+) \(state", first.err[0])
-    assert f"scheduler {address} (joined that of another run.py, state in {tmp_path / 'state'})" in second.err[0]
-    reset = project.run("reset", "--yes", **kept)
-    assert (reset.popen.returncode, reset.err) == (
-        2, [f"A scheduler uses the state in {tmp_path / 'state'}. Stop it first, with Ctrl-C in its run.py.\n"],
-    )  # fmt: skip
-    first.signal(signal.SIGTERM)
-    assert first.wait() == 128 + signal.SIGTERM
-    assert project.run("reset", "--yes", **kept).popen.returncode == 0
-    assert project.left_behind() == []
-
-
-def test_up_says_how_much_is_kept_or_keeps_nothing(project: Project, tmp_path: Path) -> None:
-    kept = {"STATE_DIRECTORY": str(tmp_path / "state")}
-    in_memory = project.start("up", *ANY_PORTS, "--memory", **kept)
-    in_memory.wait_for(r"scheduler +\S+ \(state in memory\)\n")
-    assert not (tmp_path / "state").exists()
-    (tmp_path / "state").mkdir()
-    (tmp_path / "state" / "scheduler.db").write_bytes(bytes(1_230_000))
-    up = project.start("up", *ANY_PORTS, **kept)
-    up.wait_for(rf"scheduler +\S+ \(state in {tmp_path}/state, 1\.2 MB\)\n")
-
-
-def test_reset_keeps_a_copy_until_the_next_one(project: Project) -> None:
-    state, copy = project.root / ".state", project.root / ".state" / "before-reset"
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the lock ends with its process
+def test_reset_keeps_a_copy_until_the_next_one(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, copy = project.root / ".state", project.root / ".state" / "before-reset"
 
     def reset(*arguments: str) -> tuple[int, str]:
-        command = project.run("reset", *arguments, STATE_DIRECTORY="")
-        return command.popen.returncode, command.output + command.errors
+        return launcher.main(["reset", *arguments]), capsys.readouterr().err
 
     assert reset("--yes") == (0, "There is no state in .state.\n")
-    assert not state.exists()
+    assert not folder.exists()
     project.write(".state/scheduler.db", "old")
     project.write(".state/scheduler.db-wal", "old")
     assert reset() == (2, "`reset` asks first, and needs a terminal for that. `reset --yes` does not ask.\n")
     assert reset("--yes") == (0, "Removed. A copy is in .state/before-reset until the next reset.\n")
     assert sorted(path.name for path in copy.iterdir()) == ["scheduler.db", "scheduler.db-wal"]
     project.write(".state/scheduler.db", "new")
+    scheduler = Ownership(str(folder / "scheduler.db"))
+    scheduler.take()
+    assert reset("--yes") == (
+        2, "A scheduler uses the state in .state. Stop it first, with Ctrl-C in its run.py.\n",
+    )  # fmt: skip
+    del scheduler
     assert reset("--yes")[0] == 0
     assert [(path.name, path.read_text()) for path in copy.iterdir()] == [("scheduler.db", "new")]
     assert reset("--yes") == (0, "There is no state in .state.\n")
@@ -521,29 +495,6 @@ def samples(start: Start, tmp_path: Path) -> Callable[..., Process]:
     )
 
 
-def test_a_conversation_continues_in_the_next_run(samples: Callable[..., Process]) -> None:
-    yesterday = samples("01", "Tell me a joke about a pirate.")
-    assert yesterday.wait() == 0
-    (key,) = re.findall(r"^Conversation (\w+)", yesterday.output, re.MULTILINE)
-    today = samples("01", "--session", key, "What did I ask first?")
-    assert today.wait() == 0
-    assert "is not known here" not in today.errors
-    assert re.search(r"^Joker: .*Tell me a joke about a pirate\.", today.output, re.MULTILINE)
-
-
-def test_an_orchestration_is_finished_and_found_by_later_runs(samples: Callable[..., Process]) -> None:
-    started = samples("04", "--no-wait")
-    assert started.wait() == 0
-    instance = started.output.strip()
-    outputs = []
-    for _ in range(2):
-        later = samples("04", "--instance", instance)
-        assert later.wait() == 0, later.errors
-        outputs.append(later.output)
-    assert "Improved: " in outputs[0]
-    assert outputs[0] == outputs[1]
-
-
 def test_a_draft_waits_for_the_next_run(start: Start, samples: Callable[..., Process], tmp_path: Path) -> None:
     settings = clean_environment(STATE_DIRECTORY=str(tmp_path / "state"), CONTENT_DIRECTORY=str(tmp_path))
     asked = in_terminal(start, "07", "green tea", "--review-timeout", "86400", cwd=ROOT, env=settings)
@@ -559,7 +510,7 @@ def test_a_draft_waits_for_the_next_run(start: Start, samples: Callable[..., Pro
     assert (tmp_path / "published" / f"{instance}.md").exists()
 
 
-def test_a_run_continues_when_the_one_that_it_joined_ends(
+def test_a_run_outlives_the_one_that_it_joined_and_its_conversation_continues_in_the_next(
     samples: Callable[..., Process], model: ScriptedModel
 ) -> None:
     model.held = threading.Event()
@@ -567,7 +518,8 @@ def test_a_run_continues_when_the_one_that_it_joined_ends(
     first.wait_for("Conversation ")
     second = samples("01", "Tell me a joke about a cat.", AZURE_OPENAI_ENDPOINT=model.address)
     eventually(lambda: model.requests, "the question, at either run's worker")
-    assert "joined that of another run.py" in second.errors
+    (address,) = re.findall(r"scheduler (\S+) \(state", first.err[0])
+    assert f"scheduler {address} (joined that of another run.py, state in " in second.err[0]
     assert first.popen.stdin
     first.popen.stdin.close()
     assert first.wait() == 0
@@ -576,6 +528,12 @@ def test_a_run_continues_when_the_one_that_it_joined_ends(
     assert second.wait() == 0, second.errors
     assert re.search(r"^Joker: \S", second.output, re.MULTILINE)
 
+    (key,) = re.findall(r"^Conversation (\w+)", second.output, re.MULTILINE)
+    tomorrow = samples("01", "--session", key, "What did I ask first?", AZURE_OPENAI_ENDPOINT=model.address)
+    assert tomorrow.wait() == 0
+    assert "is not known here" not in tomorrow.errors
+    assert re.search(r"^Joker: .*Tell me a joke about a cat\.", tomorrow.output, re.MULTILINE)
+
 
 # All samples -----------------------------------------------------------------------------------------------------
 
@@ -583,15 +541,25 @@ def test_a_run_continues_when_the_one_that_it_joined_ends(
 def test_all_runs_every_sample_and_sums_up(project: Project) -> None:
     project.add_sample("01_first")
     project.add_sample("02_second", client="exit(3)")
-    (project.root / "03_third").mkdir()
     project.add_sample("04_fourth")
     command = project.start("all")  # its standard input stays open, but a client must see the end of its input
     assert command.wait() == 1
     assert re.search(
         r"\n01_first +ok +\d+\.\d s\n02_second +failed, exit code 3 +\d+\.\d s\n04_fourth +ok ", command.output
     )
-    assert "03_third" not in command.output
+    assert "dashboard" not in command.errors
     assert project.left_behind() == []
+
+
+def test_all_ends_at_a_signal(project: Project, tmp_path: Path) -> None:
+    project.add_sample("01_first", client=WAITING)
+    project.add_sample("02_second")
+    command = project.start("all", STATE_DIRECTORY=str(tmp_path / "state"))
+    command.wait_for("client waits")
+    command.signal(signal.SIGTERM)
+    assert command.wait() == 128 + signal.SIGTERM
+    assert command.errors.endswith(f"\nInterrupted, stopping.\nAll is kept, in {tmp_path / 'state'}.\n")
+    assert "02_second" not in command.errors
 
 
 # Only the services -----------------------------------------------------------------------------------------------
@@ -599,9 +567,12 @@ def test_all_runs_every_sample_and_sums_up(project: Project) -> None:
 ANY_PORTS = ["--scheduler-port", "0", "--model-port", "0", "--redis-port", "0", "--dashboard-port", "0"]
 
 
-def test_up_says_how_to_reach_the_services_until_interrupted(project: Project) -> None:
-    command = project.start("up", *ANY_PORTS)
+def test_up_says_how_to_reach_the_services_and_what_is_kept(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "scheduler.db").write_bytes(bytes(1_230_000))
+    command = project.start("up", *ANY_PORTS, STATE_DIRECTORY=str(tmp_path / "state"))
     command.wait_for("Ctrl-C stops the services")
+    assert re.search(rf"^scheduler +\S+ \(state in {tmp_path}/state, 1\.2 MB\)\n", command.output)
     for name, variable in (
         ("scheduler", "ENDPOINT"),
         ("model", "AZURE_OPENAI_ENDPOINT"),
@@ -614,51 +585,41 @@ def test_up_says_how_to_reach_the_services_until_interrupted(project: Project) -
             pass
     command.signal(signal.SIGINT)
     assert command.wait() == 130
+    assert command.errors.endswith(f"\nInterrupted, stopping.\nAll is kept, in {tmp_path / 'state'}.\n")
     assert project.left_behind() == []
 
 
-def test_up_names_a_busy_port_and_its_option(project: Project, listening: int) -> None:
-    command = project.run("up", *ANY_PORTS[:2], "--model-port", str(listening))
+def test_up_keeps_nothing_if_told_so_and_needs_no_dashboard(project: Project, tmp_path: Path) -> None:
+    project.write("local_services/dashboard/__main__.py", "import sys; sys.exit('no reason')")
+    command = project.start("up", *ANY_PORTS, "--memory", STATE_DIRECTORY=str(tmp_path / "state"))
+    model = command.wait_for(r"scheduler +\S+ \(state in memory\)\nmodel +http://127\.0\.0\.1:(\d+)")[1]
+    ended = "dashboard │ no reason\nThe dashboard has ended (exit code 1).\n"
+    eventually(lambda: ended in command.errors, "the news of the dashboard")
+    with socket.create_connection(("127.0.0.1", int(model))):
+        pass
+    command.signal(signal.SIGINT)
+    assert command.wait() == 130
+    assert "Nothing is kept" in command.errors
+    assert not (tmp_path / "state").exists()
+
+
+def test_up_names_all_busy_ports_and_the_command_that_avoids_them(project: Project, listening: int) -> None:
+    busy = str(listening)
+    command = project.run("up", *ANY_PORTS[:2], "--model-port", busy, "--redis-port", busy, "--memory", *ANY_PORTS[6:])
     assert command.popen.returncode == 2
     assert command.errors == (
-        f"Port {listening}, for the model, is in use. Stop what listens there, or choose another: --model-port\n"
+        f"Port {listening}, for the model, is in use.\n"
+        f"Port {listening}, for the redis, is in use.\n"
+        "Stop what listens there, or choose others: python3 run.py up --memory "
+        "--scheduler-port 0 --model-port 0 --redis-port 0 --dashboard-port 0\n"
     )
 
 
 @pytest.mark.parametrize("arguments", [["--model-port", "65536"], ["--dashboards"]])
-def test_up_refuses_wrong_options(project: Project, arguments: list[str]) -> None:
-    command = project.run("up", *arguments)
-    assert command.popen.returncode == 2
-    assert arguments[0] in command.errors
-
-
-LOOKS_ON = """
-import os, sys
-print(os.environ.get("ENDPOINT"), os.environ.get("TASKHUB"), sys.argv[2], flush=True)
-"""
-
-
-def test_the_dashboard_looks_at_the_samples_hub(project: Project) -> None:
-    project.add_sample("01_first")
-    project.write("local_services/dashboard/__main__.py", LOOKS_ON + "sys.stdin.read()")
-    command = project.run("01")
-    scheduler, _, dashboard = re.findall(r"(http://127\.0\.0\.1:\d+)", command.err[0])
-    assert f"dashboard │ {scheduler} 01_first {dashboard.rpartition(':')[2]}\n" in command.errors
-
-
-def test_a_dashboard_that_fails_fails_nothing_else(project: Project) -> None:
-    project.add_sample("01_first")
-    project.write("local_services/dashboard/__main__.py", LOOKS_ON + "sys.exit('no reason')")
-    command = project.run("01")
-    assert command.popen.returncode == 0
-    assert command.output.startswith("client")
-    assert "dashboard │ no reason\n" in command.errors
-    up = project.start("up", *ANY_PORTS)
-    eventually(lambda: "The dashboard has ended (exit code 1).\n" in up.errors, "the news of the dashboard")
-    with socket.create_connection(("127.0.0.1", int(up.wait_for(r"model +http://127\.0\.0\.1:(\d+)")[1]))):
-        pass
-    up.signal(signal.SIGINT)
-    assert up.wait() == 130
+def test_up_refuses_wrong_options(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        launcher.up(Supervisor(), arguments)
+    assert arguments[0] in capsys.readouterr().err
 
 
 def test_up_ends_when_a_service_breaks_down(project: Project) -> None:
@@ -689,13 +650,23 @@ STAGES: dict[str, tuple[Callable[[Project], None], str]] = {
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
-def test_a_signal_leaves_nothing_behind(project: Project, stage: str, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [
+        ("a service starts", signal.SIGINT),
+        ("a service starts", signal.SIGHUP),
+        ("the worker starts", signal.SIGTERM),
+        ("the worker starts", signal.SIGINT),
+        ("the client runs", signal.SIGTERM),
+        ("the client runs", signal.SIGHUP),
+        ("a deaf worker stops", signal.SIGINT),
+    ],
+)
+def test_a_signal_leaves_nothing_behind(project: Project, listening: int, stage: str, number: signal.Signals) -> None:
     prepare, moment = STAGES[stage]
     prepare(project)
-    elsewhere = socket.create_server(("127.0.0.1", 0)) if "deaf" in stage else None  # its unfinished work may matter
-    command = project.start("01", ENDPOINT=f"http://127.0.0.1:{elsewhere.getsockname()[1]}" if elsewhere else "")
+    elsewhere = f"http://127.0.0.1:{listening}" if "deaf" in stage else ""  # its unfinished work may matter
+    command = project.start("01", ENDPOINT=elsewhere)
     if command.popen.stdin and elsewhere:
         command.popen.stdin.close()  # the client reads to the end
     eventually(lambda: moment in command.output + command.errors, moment)
@@ -704,7 +675,8 @@ def test_a_signal_leaves_nothing_behind(project: Project, stage: str, number: si
     assert project.left_behind() == []
     assert "Traceback" not in command.errors
     if elsewhere:
-        elsewhere.close()
+        assert f"\nFound scheduler {elsewhere}\n" in command.errors
+        assert command.errors.endswith(f"\nAll is kept by the scheduler at {elsewhere}.\n")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -812,7 +784,7 @@ def installation(tmp_path: Path, start: Start) -> Installation:
     return Installation(tmp_path / "project", start)
 
 
-def test_installs_once(installation: Installation) -> None:
+def test_installs_once_and_again_when_something_changed(installation: Installation) -> None:
     first = installation.run("01", "a b")
     assert (first.popen.returncode, first.output) == (0, "started ['01', 'a b']\n")
     assert first.errors.splitlines() == [
@@ -823,12 +795,7 @@ def test_installs_once(installation: Installation) -> None:
     again = installation.run("01")
     assert (again.popen.returncode, again.errors) == (0, "")
     assert installation.installed() == []
-
-
-def test_installs_again_when_something_changed(installation: Installation) -> None:
-    installation.run("01")
     for file in ("01_first/requirements.txt", "pyproject.toml", "constraints.txt"):
-        installation.installed()
         (installation.root / file).write_text("# changed")
         installation.run("01")
         assert installation.installed() == [INSTALLS]
@@ -838,8 +805,8 @@ def test_installs_the_tests_needs_for_the_tests_alone(installation: Installation
     installation.run("01")
     installation.installed()
     (installation.root / "pytest.py").write_text("import sys; print('pytest', sys.argv[1:])")
-    tests = installation.run("test", "-k", "some")
-    assert tests.output == "pytest ['-k', 'some']\n"
+    tests = installation.run("test", "--all", "-k", "some")
+    assert tests.output == "pytest ['--all', '-k', 'some']\n"
     assert installation.installed() == [INSTALLS.replace("local", "test")]
     installation.run("01")
     assert installation.installed() == []
