@@ -118,7 +118,7 @@ class Bench:
 
 
 def main() -> int:
-    """Measure and report; returns the exit code: 1 if a scenario failed. A missed target is not a failure."""
+    """Measure and report; returns the exit code: 1 if a scenario failed."""
     for output in (sys.stdout, sys.stderr):
         if isinstance(output, io.TextIOWrapper):
             output.reconfigure(errors="replace")  # a console that cannot show '≤' shows '?'

@@ -22,37 +22,15 @@ PACKAGES = (
 )
 
 
-@dataclass(frozen=True)
-class Target:
-    """What the project wants to reach, on the machine on which its design was measured.
-
-    Attributes:
-        of: which number: the median, or the difference to the direct calls' ("added").
-        at_least: more is better.
-    """
-
-    value: float
-    of: str = "median"
-    at_least: bool = False
-
-    def __str__(self) -> str:
-        return f"{'≥' if self.at_least else '≤'} {self.value:g}{' added' if self.of == 'added' else ''}"
-
-
-# By measure and model delay in milliseconds (None: the measure sets its own).
-TARGETS = {
-    ("one turn (01)", 0): Target(10),
-    ("chain of two (04)", 0): Target(14),
-    ("two at once (05)", 0): Target(16),
-    ("decision to completion (07)", 0): Target(6),
-    ("first token (03)", 0): Target(15, of="added"),
-    ("200 chains of two at once (04)", 50): Target(2.0),
-    ("turn 200 of a conversation", 0): Target(60),
-    ("400 conversations at once: turns", 500): Target(100, at_least=True),
-    ("run.py 01, warm", None): Target(3),
-    ("worker killed: its successor's start to the result", None): Target(2.9),
-    ("worker killed: calls of the model", None): Target(3),
-}
+# What the chart shows, with a model of 0 ms.
+CHARTED = (
+    "one turn (01)",
+    "turn 200 of a conversation",
+    "first token (03)",
+    "chain of two (04)",
+    "two at once (05)",
+    "decision to completion (07)",
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +64,6 @@ class Row:
     unit: str
     durable: Numbers
     direct: Numbers | None
-    target: Target | None
     cpu_ms_a_turn: dict[str, float] | None
 
     @property
@@ -109,7 +86,6 @@ def row(scenario: str, model: int | None, found: dict[str, Any]) -> Row:
         found["unit"],
         Numbers.of(found["values"], found.get("runs")),
         Numbers.of(found["direct"]) if found["direct"] else None,
-        TARGETS.get((found["measure"], model)),
         found.get("cpu_ms_a_turn"),
     )
 
@@ -143,7 +119,6 @@ def as_json(row: Row) -> dict[str, Any]:
         "direct": row.direct and asdict(row.direct),
         "added": row.added,
         "ratio": row.ratio,
-        "target": row.target and asdict(row.target),
         "cpu_ms_a_turn": row.cpu_ms_a_turn,
     }
 
@@ -153,7 +128,7 @@ def as_json(row: Row) -> dict[str, Any]:
 
 def tables(rows: list[Row], markdown: bool) -> str:
     """All rows, and the processor time per turn where it was measured."""
-    head = ["", "model", "unit", "median", "p95", "runs", "direct", "p95", "added", "ratio", "target"]
+    head = ["", "model", "unit", "median", "p95", "runs", "direct", "p95", "added", "ratio"]
     body = [
         [
             row.measure,
@@ -166,7 +141,6 @@ def tables(rows: list[Row], markdown: bool) -> str:
             _number(row.direct and row.direct.p95),
             _number(row.added),
             f"{row.ratio:.1f} ×" if row.ratio else "–",
-            str(row.target or ""),
         ]
         for row in rows
     ]
@@ -205,28 +179,23 @@ def _table(head: list[str], body: list[list[str]], markdown: bool) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Write an SVG of the times with a target in milliseconds, with the direct calls and the target."""
+    """Write an SVG of the times that one would compare, next to the direct calls."""
     import pygal  # here, because its import hook causes warnings in every later import
     from pygal.style import CleanStyle
 
-    shown = [(row, row.target) for row in reversed(rows) if row.target and row.unit == "ms"]  # from the bottom up
+    shown = [row for row in reversed(rows) if row.measure in CHARTED and row.model == 0]  # from the bottom up
     chart = pygal.HorizontalBar(
         js=[],  # so that opening it downloads nothing
-        style=CleanStyle(colors=("#a7b1bc", "#4b86c8", "#e3b654"), opacity="1", value_font_size=10),
-        height=120 + 60 * len(shown),
+        style=CleanStyle(colors=("#a7b1bc", "#4b86c8"), opacity="1", value_font_size=10),
+        height=120 + 50 * len(shown),
         title="What durability costs, with a model of 0 ms",
         x_title="milliseconds, median",
         legend_at_bottom=True,
-        legend_at_bottom_columns=3,
+        legend_at_bottom_columns=2,
         print_values=True,
         formatter=_number,
     )
-    chart.x_labels = [row.measure for row, _ in shown]
-    chart.add("direct calls", [row.direct and row.direct.median for row, _ in shown])
-    chart.add("durable", [row.durable.median for row, _ in shown])
-    chart.add("target", [_limit(row, target) for row, target in shown])
+    chart.x_labels = [row.measure for row in shown]
+    chart.add("direct calls", [row.direct and row.direct.median for row in shown])
+    chart.add("durable", [row.durable.median for row in shown])
     chart.render_to_file(str(path))
-
-
-def _limit(row: Row, target: Target) -> float:
-    return target.value + (row.direct.median if target.of == "added" and row.direct else 0)
