@@ -39,7 +39,7 @@ def test_azd_builds_the_dockerfile_of_the_repository() -> None:
     assert project / SERVICE["docker"]["context"] == ROOT
     dockerfile = (project / SERVICE["docker"]["path"]).read_text(encoding="utf-8")
     for argument in SERVICE["docker"]["buildArgs"]:
-        name, default = re.fullmatch(r"(\w+)=\$\{\1=(\w+)\}", argument).groups()  # pyright: ignore[reportOptionalMemberAccess]
+        ((name, default),) = re.findall(r"^(\w+)=\$\{\1=(\w+)\}$", argument)
         assert f"ARG {name}={default}" in dockerfile
         assert ROOT / default in SAMPLES
         assert PARAMETERS["sample"]["value"] == argument.partition("=")[2]
