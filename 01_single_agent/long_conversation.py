@@ -9,19 +9,12 @@ import json
 from types import SimpleNamespace
 from typing import Any, cast
 
+from hosting.agent_runtime import run_agent_coroutine
 from hosting.chat_client import chat_client
 from hosting.conversation import FULL
 from hosting.logs import log
 
 from agent_framework import Agent
-from agent_framework_durabletask import (
-    AgentEntityStateProviderMixin,
-    DurableAgentStateEntry,
-    DurableAgentStateMessage,
-    DurableAgentStateRequest,
-    DurableAgentStateTextContent,
-    run_agent_coroutine,
-)
 from durabletask.worker import TaskHubGrpcWorker
 
 SUMMARY = "summary"  # the entry that replaces older turns has this instead of a correlation id
@@ -55,14 +48,13 @@ def bounded_conversations(worker: TaskHubGrpcWorker, summarize_after_turns: int)
     return cast(TaskHubGrpcWorker, SimpleNamespace(add_entity=add_entity))  # all that DurableAIAgentWorker calls
 
 
-def summarize_older_turns(
-    entity: AgentEntityStateProviderMixin, request: Any, after_turns: int, summarizer: Agent
-) -> None:
+def summarize_older_turns(entity: Any, request: Any, after_turns: int, summarizer: Agent) -> None:
     """Replace the older half of the turns by a summary, if there are enough, or if they take half of the space."""
-    history = entity.state.data.conversation_history
-    questions = [number for number, entry in enumerate(history) if isinstance(entry, DurableAgentStateRequest)]
-    turns = [number for number in questions if history[number].correlation_id != SUMMARY]
-    size = len(entity.state.to_json()) + len(json.dumps(request))
+    stored = entity.state.to_dict()
+    history = stored["data"]["conversationHistory"]
+    questions = [number for number, entry in enumerate(history) if entry["$type"] == "request"]
+    turns = [number for number in questions if history[number]["correlationId"] != SUMMARY]
+    size = len(json.dumps(stored)) + len(json.dumps(request))
     if len(turns) < 2 or (len(turns) < after_turns and size < FULL / 2):
         return
     first_kept = turns[-max(1, min(len(turns), after_turns) // 2)]
@@ -72,17 +64,24 @@ def summarize_older_turns(
         log.warning("Not summarized: %s [conversation %s]", error, entity.session_id)
         return
     # As a message of the user: what a user said must not become an instruction on its way through a summary.
-    message = DurableAgentStateMessage("user", [DurableAgentStateTextContent(summary)], author_name=summarizer.name)
-    entry = DurableAgentStateRequest(SUMMARY, history[first_kept - 1].created_at, [message])
-    entity.state.data.conversation_history = [entry, *history[first_kept:]]
+    message = {"role": "user", "authorName": summarizer.name, "contents": [{"$type": "text", "text": summary}]}
+    at = history[first_kept - 1]["createdAt"]
+    entry = {"$type": "request", "correlationId": SUMMARY, "createdAt": at, "messages": [message]}
+    stored["data"]["conversationHistory"] = [entry, *history[first_kept:]]
+    entity.state = type(entity.state).from_dict(stored)
 
 
-async def summary_of(entries: list[DurableAgentStateEntry], summarizer: Agent) -> str:
+async def summary_of(entries: list[dict[str, Any]], summarizer: Agent) -> str:
     """The model's summary of these entries: one request, unless they are very long."""
-    said = "\n".join(f"{message.role}: {message.text}" for entry in entries for message in entry.messages)
+    said = "\n".join(f"{message['role']}: {text_of(message)}" for entry in entries for message in entry["messages"])
     summary = ""
     for start in range(0, len(said), TRANSCRIPT_CHARACTERS - 500):  # pieces overlap, so that no sentence is cut in two
         part = said[start : start + TRANSCRIPT_CHARACTERS]
         answer = await summarizer.run(f"What was said:\n{summary}\n{part}")
         summary = HEADING + answer.text.strip()[:SUMMARY_CHARACTERS]
     return summary
+
+
+def text_of(message: dict[str, Any]) -> str:
+    """The text of a stored message."""
+    return "".join(content["text"] or "" for content in message["contents"] if content["$type"] == "text")

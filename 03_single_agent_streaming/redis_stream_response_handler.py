@@ -15,12 +15,12 @@ from typing import Any
 
 from hosting.agent_client import require_answer
 from hosting.calls import waiting_at_most
+from hosting.conversation import Conversation
 from hosting.program import AgentError
 from hosting.terminal import command
 
 import grpc
 from agent_framework import AgentResponse
-from agent_framework_durabletask import DurableAgentState
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from redis_stream import Entry, stream_key, trouble, write
@@ -48,7 +48,7 @@ class RedisStreamResponseHandler:
 
     redis_client: Redis  # with decode_responses=True
     stream_ttl: timedelta
-    stored: Callable[[str], DurableAgentState]  # the conversation of a session key; called in a thread
+    stored: Callable[[str], Conversation]  # the conversation of a session key; called in a thread
     patience: float = 120.0  # seconds of silence that end a reading
 
     async def __aenter__(self) -> "RedisStreamResponseHandler":
@@ -111,8 +111,8 @@ class RedisStreamResponseHandler:
 
     async def _newest(self, session_key: str, written: dict[str, Entry]) -> str | None:
         """The newest question: the last one in the stream, unless the conversation has its answer and later ones."""
-        history = (await asyncio.to_thread(self.stored, session_key)).data.conversation_history
-        answered = [turn.correlation_id for turn in history if turn.json_type == "response"]
+        turns = (await asyncio.to_thread(self.stored, session_key)).turns
+        answered = [turn.get("correlationId") for turn in turns if turn.get("$type") == "response"]
         asked = [*dict.fromkeys(entry["run"] for entry in written.values() if "run" in entry)]
         return asked[-1] if asked and asked[-1] not in answered else (answered or [None])[-1]
 
@@ -138,10 +138,10 @@ class RedisStreamResponseHandler:
             if time.monotonic() - heard > self.patience:
                 raise
             return None
-        if response := conversation.try_get_agent_response(answer.run):
+        if response := conversation.answer(answer.run):
             return answer.finish(response)
         error = None
-        if answer.ended and len(conversation.to_json()) + len(json.dumps(answer.text)) > STORED_BYTES:
+        if answer.ended and len(conversation.state) + len(json.dumps(answer.text)) > STORED_BYTES:
             error = "The answer is lost: it does not fit into the conversation, which holds 1 MB."
         elif time.monotonic() - heard > self.patience:
             error = f"Nothing was heard for {self.patience:g} s. Is a worker running ({command('worker.py')})?"

@@ -9,6 +9,17 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 SAMPLES = sorted(path for path in ROOT.glob("[0-9][0-9]_*") if path.is_dir())
+# What the agent runtime's own documentation and samples use.
+PUBLIC = {
+    "AgentCallbackContext",
+    "AgentResponseCallbackProtocol",
+    "AgentSessionId",
+    "DurableAIAgent",
+    "DurableAIAgentClient",
+    "DurableAIAgentOrchestrationContext",
+    "DurableAIAgentWorker",
+    "DurableAgentSession",
+}
 MARKDOWN = sorted(path for pattern in ("*.md", "docs/*.md", "*/README.md") for path in ROOT.glob(pattern))
 
 

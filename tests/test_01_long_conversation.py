@@ -55,10 +55,14 @@ class Talk:
         return self._agents.stored_conversation(self._session)
 
     def stored_texts(self) -> list[str]:
-        return [message.text for entry in self.stored().data.conversation_history for message in entry.messages]
+        return [
+            "".join(content.get("text", "") for content in message["contents"])
+            for turn in self.stored().turns
+            for message in turn["messages"]
+        ]
 
     def stored_bytes(self) -> int:
-        return len(self.stored().to_json())
+        return len(self.stored().state)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Sample 01 end to end: worker, client, scheduler and model are separate processes."""
 
+import json
 import os
 import pty
 import re
@@ -19,14 +20,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from agent_framework import AgentResponse, Message
-from agent_framework_durabletask import (
-    AgentSessionId,
-    DurableAgentState,
-    DurableAgentStateRequest,
-    DurableAgentStateResponse,
-    RunRequest,
-)
+from agent_framework_durabletask import AgentSessionId
 from conftest import ROOT, Process, Sample, Start, eventually
 from durabletask.azuremanaged.client import DurableTaskSchedulerClient
 from durabletask.entities import EntityInstanceId
@@ -64,11 +58,10 @@ def stored_turns(joker: Sample, key: str) -> list[tuple[str, str]]:
     ) as client:
         entity = client.get_entity(EntityInstanceId(AgentSessionId("Joker", key).entity_name, key))
     assert entity
-    state = DurableAgentState.from_json(entity.get_state())
     return [
-        (str(entry.json_type.value), message.text)
-        for entry in state.data.conversation_history
-        for message in entry.messages
+        (entry["$type"], "".join(content.get("text", "") for content in message["contents"]))
+        for entry in json.loads(entity.get_state() or "")["data"]["conversationHistory"]
+        for message in entry["messages"]
     ]
 
 
@@ -651,28 +644,31 @@ class OneConversation:
     """A client of a scheduler that holds one conversation, with a time stamp that the test decides."""
 
     def __init__(self) -> None:
-        self.asked: list[RunRequest] = []
+        self.asked: list[dict[str, Any]] = []
         self.looks: list[bool] = []  # at each, whether the state was fetched
         self.modified = datetime(2026, 1, 1, tzinfo=timezone.utc)
-        self.conversation = DurableAgentState()
+        self.turns: list[dict[str, Any]] = []
+
+    @property
+    def state(self) -> str:
+        return json.dumps({"schemaVersion": "1.1.0", "data": {"conversationHistory": self.turns}})
 
     def get_entity(self, _: Any, include_state: bool = True) -> Any:
         self.looks.append(include_state)
-        state = self.conversation.to_json()
+        state = self.state
         return SimpleNamespace(last_modified=self.modified, get_state=lambda: state if include_state else None)
 
     def signal_entity(self, _: Any, operation: str, request: dict[str, Any]) -> None:
         assert operation == "run"
-        self.asked.append(RunRequest.from_dict(request))
+        self.asked.append(request)
 
     def answer(self, question: str, text: str) -> None:
         """Store a turn."""
-        request = next(one for one in self.asked if one.message == question)
-        response = AgentResponse(messages=[Message("assistant", [text])], created_at=self.modified.isoformat())
-        self.conversation.data.conversation_history += [
-            DurableAgentStateRequest.from_run_request(request),
-            DurableAgentStateResponse.from_run_response(request.correlation_id, response),
-        ]
+        asked = next(request for request in self.asked if request["message"] == question)
+        common = {"correlationId": asked["correlationId"], "createdAt": self.modified.isoformat()}
+        for kind, role, said in (("request", "user", question), ("response", "assistant", text)):
+            contents = [{"$type": "text", "text": said}]
+            self.turns.append({"$type": kind, **common, "messages": [{"role": role, "contents": contents}]})
 
 
 def test_two_answers_of_the_same_millisecond_are_both_seen(modules: Callable[[str, str], ModuleType]) -> None:
@@ -697,11 +693,11 @@ def test_a_long_conversation_is_fetched_when_it_has_changed_and_every_two_second
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     scheduler, session = OneConversation(), module.session_of("Joker", "key")
     conversations = module.StoredConversations(scheduler)
-    scheduler.signal_entity(None, "run", RunRequest("Hello", correlation_id="1").to_dict())
+    scheduler.signal_entity(None, "run", {"message": "Hello", "correlationId": "1"})
 
     def look() -> list[bool]:
         scheduler.looks.clear()
-        assert conversations.latest(session) == scheduler.conversation.to_json()
+        assert conversations.latest(session).state == scheduler.state
         return list(scheduler.looks)
 
     assert look() == look() == [True], "a short one is fetched at every look"
@@ -720,8 +716,8 @@ def test_an_answer_that_another_thread_has_fetched_is_seen(modules: Callable[[st
     module = modules("01", "hosting.conversation")
     scheduler, session = OneConversation(), module.session_of("Joker", "key")
     conversations = module.StoredConversations(scheduler)
-    scheduler.signal_entity(None, "run", RunRequest("Hello", correlation_id="1").to_dict())
+    scheduler.signal_entity(None, "run", {"message": "Hello", "correlationId": "1"})
     scheduler.answer("Hello", "one " * 5_000)
     seen_by_two = [conversations.latest(session), conversations.latest(session)]
     assert scheduler.looks == [True, False]
-    assert all(module.find_answer(state, "1") for state in seen_by_two)
+    assert all(conversation.answer("1") for conversation in seen_by_two)

@@ -21,12 +21,7 @@ from typing import Any
 import pytest
 import redis
 from agent_framework import AgentResponse, AgentResponseUpdate, Content, Message
-from agent_framework_durabletask import (
-    AgentCallbackContext,
-    AgentSessionId,
-    DurableAgentState,
-    DurableAgentStateResponse,
-)
+from agent_framework_durabletask import AgentCallbackContext, AgentSessionId
 from conftest import Process, Sample, Start, eventually
 from durabletask.azuremanaged.client import DurableTaskSchedulerClient
 from durabletask.entities import EntityInstanceId
@@ -99,8 +94,8 @@ class Planner:
         environment = self.sample.environment()
         return self._start(sys.executable, "-c", READER, *arguments, cwd=self.sample.folder, env=environment)
 
-    def stored(self, key: str) -> DurableAgentState:
-        """The stored conversation."""
+    def stored(self, key: str) -> str:
+        """The stored conversation, in JSON."""
         with DurableTaskSchedulerClient(
             host_address=self.sample.settings["ENDPOINT"],
             taskhub=self.sample.settings["TASKHUB"],
@@ -108,15 +103,15 @@ class Planner:
             secure_channel=False,
         ) as client:
             entity = client.get_entity(EntityInstanceId(AgentSessionId("TravelPlanner", key).entity_name, key))
-        state = entity.get_state() if entity else None
-        return DurableAgentState.from_json(state) if state else DurableAgentState()
+        return (entity.get_state() if entity else None) or ""
 
     def answers(self, key: str) -> list[str]:
         """The texts that are stored, answer by answer."""
+        state = self.stored(key)
         return [
-            "".join(message.text for message in entry.messages)
-            for entry in self.stored(key).data.conversation_history
-            if isinstance(entry, DurableAgentStateResponse)
+            "".join(content.get("text", "") for message in turn["messages"] for content in message["contents"])
+            for turn in (json.loads(state)["data"]["conversationHistory"] if state else [])
+            if turn["$type"] == "response"
         ]
 
     def answer(self, key: str, number: int = 1) -> str:
@@ -235,7 +230,8 @@ def test_every_cursor_leads_to_the_rest_and_nothing_else(
 
     def read(*cursor: str) -> list[Any]:
         redis, ttl = stream.redis_client(), stream.stream_ttl()
-        return read_all(reader.RedisStreamResponseHandler(redis, ttl, planner.stored), key, *cursor)
+        handler = reader.RedisStreamResponseHandler(redis, ttl, lambda key: reader.Conversation(planner.stored(key)))
+        return read_all(handler, key, *cursor)
 
     received = read()
     assert "".join(chunk.text for chunk in received) == planner.answer(key)
@@ -817,14 +813,14 @@ class Hand:
         self.writer = modules("03", "redis_stream_callback")
         self.reader = modules("03", "redis_stream_response_handler")
         self.redis = server.client()
-        self.conversation = DurableAgentState()
+        self.turns: list[dict[str, Any]] = []
 
     def handler(self, **options: Any) -> Any:
         """A reader; its client lives as long as one event loop."""
         return self.reader.RedisStreamResponseHandler(
             redis_client=self.stream.redis_client(),
             stream_ttl=timedelta(minutes=1),
-            stored=lambda key: self.conversation,
+            stored=lambda key: self.reader.Conversation(json.dumps({"data": {"conversationHistory": self.turns}})),
             **options,
         )
 
@@ -834,8 +830,9 @@ class Hand:
 
     def store(self, text: str, run: str = "run") -> None:
         """Let the run end with this answer."""
-        answer = DurableAgentStateResponse.from_run_response(run, response(text))
-        self.conversation.data.conversation_history.append(answer)
+        message = {"role": "assistant", "contents": [{"$type": "text", "text": text}]}
+        answer = {"$type": "response", "correlationId": run, "createdAt": "2026-11-22T12:00:00+00:00"}
+        self.turns.append(answer | {"messages": [message]})
 
     async def write(self, pieces: list[tuple[str, str]], run: str = "run") -> None:
         """Write attempts at a run, each in its own task as in a worker; a piece is an attempt's name and a text."""

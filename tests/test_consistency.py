@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from collection import SAMPLES, closure, requirements
+from collection import MARKDOWN, PUBLIC, SAMPLES, closure, requirements
 from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -165,6 +165,24 @@ def test_a_sample_imports_what_its_requirements_bring_and_they_bring_what_it_imp
         used |= {brought[file], file}
     for requirement in wanted:
         assert {requirement.name, DOORS.get(requirement.name)} & used, f"nothing imports {requirement.name}"
+
+
+RUNTIME = "agent_framework_durabletask"
+
+
+def inner_parts(file: Path) -> set[str]:
+    """What a file imports from the agent runtime and is not public; also in a program or an example in its text."""
+    text = file.read_text(encoding="utf-8")
+    private = set(re.findall(rf"\b(?:from|import) ({RUNTIME}\.[\w.]+)", text))
+    imported = re.findall(rf"\bfrom {RUNTIME} import (\([^)]*\)|[^\n#]*)", text)
+    return private | {name for names in imported for name in re.findall(r"\w+", re.sub(r" as \w+", "", names))} - PUBLIC
+
+
+def test_inner_parts_of_the_agent_runtime_are_used_in_one_file_of_a_folder() -> None:
+    places = [*SAMPLES, *(ROOT / name for name in ("benchmarks", "local_services", "runner", "tests"))]
+    files = [*MARKDOWN, *(file for place in places for file in place.rglob("*.py"))]
+    using = {file for file in files if inner_parts(file)}
+    assert using == {folder / "hosting" / "agent_runtime.py" for folder in SAMPLES}
 
 
 # Settings --------------------------------------------------------------------------------------------------------

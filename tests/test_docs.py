@@ -19,7 +19,7 @@ from urllib.parse import unquote
 import nicegui
 import pytest
 import yaml
-from collection import MARKDOWN, SAMPLES, closure, requirements
+from collection import MARKDOWN, PUBLIC, SAMPLES, closure, requirements
 from conftest import ROOT, Process, Sample, Start, clean_environment, eventually
 from playwright.sync_api import sync_playwright
 from raw_scheduler import RawScheduler
@@ -367,19 +367,6 @@ def test_the_messages_in_troubleshooting_are_printed_by_the_code() -> None:
         if not any(pattern.search(text) for text in texts):
             unknown.add(message)
     assert not unknown
-
-
-# What the package's own documentation and samples use.
-PUBLIC = {
-    "AgentCallbackContext",
-    "AgentResponseCallbackProtocol",
-    "AgentSessionId",
-    "DurableAIAgent",
-    "DurableAIAgentClient",
-    "DurableAIAgentOrchestrationContext",
-    "DurableAIAgentWorker",
-    "DurableAgentSession",
-}
 
 
 def test_the_inner_parts_that_hosting_uses_are_listed() -> None:

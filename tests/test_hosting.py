@@ -408,16 +408,16 @@ def test_an_invalid_input_fails_the_orchestration(chain: Sample) -> None:
     ["2026-11-24T12:30:00+00:00", "2026-11-24T12:30:00.123456Z", "2026-11-24T12:30:00.1", "24 Nov 2026 12:30", "never"],
 )
 def test_dates_of_a_stored_conversation_are_read_as_the_package_reads_them(text: str, modules: Modules) -> None:
-    from agent_framework_durabletask import _durable_agent_state as package
-
-    any_form: Any = package.date_parser  # pyright: ignore[reportPrivateImportUsage]  # what hosting replaces
+    runtime = modules("04", "hosting.agent_runtime")
+    inner = runtime._durable_agent_state
+    any_form = inner.date_parser
     try:
-        modules("04", "hosting.quick_dates").read_dates_quickly()
+        runtime.read_dates_quickly()
         stored = {"$type": "request", "correlationId": "a", "createdAt": text, "messages": []}
         state = {"schemaVersion": "1.1.0", "data": {"conversationHistory": [stored]}}
-        read = package.DurableAgentState.from_dict(state).data.conversation_history[0].created_at
+        read = inner.DurableAgentState.from_dict(state).data.conversation_history[0].created_at
     finally:
-        package.date_parser = any_form  # pyright: ignore[reportPrivateImportUsage]
+        inner.date_parser = any_form
     if text == "never":
         assert read.year >= 2026  # the package takes the time of now
     else:

@@ -11,6 +11,7 @@ KILLS_SEED repeats the choices of an earlier run. The moments are seconds of a r
 else.
 """
 
+import json
 import math
 import os
 import random
@@ -28,7 +29,6 @@ from typing import Any
 
 import durabletask.internal.orchestrator_service_pb2 as pb
 import pytest
-from agent_framework_durabletask import DurableAgentState
 from conftest import Process, Sample, Start, eventually
 from durabletask.client import EntityQuery, OrchestrationStatus
 from durabletask.history import TaskCompletedEvent
@@ -301,14 +301,15 @@ class Runs:
 
 def texts_of(state: str) -> list[str]:
     """The questions and answers of a stored conversation, each question with one answer."""
-    entries = DurableAgentState.from_json(state).data.conversation_history
-    kinds = [str(entry.json_type.value) for entry in entries]
+    entries = json.loads(state)["data"]["conversationHistory"]
+    kinds = [entry["$type"] for entry in entries]
     assert kinds == ["request", "response"] * (len(entries) // 2)
     questions, answers = entries[::2], entries[1::2]
-    ids = [entry.correlation_id for entry in questions]
-    assert ids == [entry.correlation_id for entry in answers]
+    ids = [entry["correlationId"] for entry in questions]
+    assert ids == [entry["correlationId"] for entry in answers]
     assert len(ids) == len(set(ids))
-    return [in_comparable_words("".join(message.text for message in entry.messages)) for entry in entries]
+    messages = [[content for message in entry["messages"] for content in message["contents"]] for entry in entries]
+    return [in_comparable_words("".join(content.get("text", "") for content in contents)) for contents in messages]
 
 
 def turns(left: Left) -> dict[str, list[int]]:

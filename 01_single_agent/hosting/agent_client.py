@@ -2,20 +2,15 @@
 
 import json
 import time
+from typing import Any
 
-from agent_framework import AgentResponse, AgentSession, Message
-from agent_framework_durabletask import (
-    DurableAgentExecutor,
-    DurableAgentSession,
-    DurableAgentState,
-    DurableAIAgent,
-    DurableAIAgentClient,
-    RunRequest,
-)
+from agent_framework import AgentResponse, Message
+from agent_framework_durabletask import DurableAgentSession, DurableAIAgent, DurableAIAgentClient
 from durabletask.client import TaskHubGrpcClient
 
+from .agent_runtime import RUN, agent_that_asks, entity_of
 from .calls import waiting_at_most
-from .conversation import FULL, StoredConversations, entity_of, find_answer, key_of
+from .conversation import FULL, Conversation, StoredConversations, key_of
 from .program import AgentError
 from .terminal import ProgressLine, command
 
@@ -32,37 +27,26 @@ class AgentClient(DurableAIAgentClient):
 
     def __init__(self, client: TaskHubGrpcClient, timeout: float = 120.0) -> None:
         super().__init__(client)
-        self._asking = _AskingExecutor(client, timeout)
-
-    def get_agent(self, agent_name: str) -> DurableAIAgent[AgentResponse]:
-        return DurableAIAgent(self._asking, agent_name)
-
-    def stored_conversation(self, session: DurableAgentSession) -> DurableAgentState:
-        """All that was said so far; empty if the conversation has not begun."""
-        state = self._asking.stored.fetch(session)
-        return DurableAgentState.from_json(state) if state else DurableAgentState()
-
-
-class _AskingExecutor(DurableAgentExecutor[AgentResponse]):
-    """Signals the agent's entity, then looks at the stored conversation until the answer is there."""
-
-    def __init__(self, client: TaskHubGrpcClient, timeout: float) -> None:
-        self._client, self._timeout = client, timeout
-        self.stored = StoredConversations(client)
+        self._scheduler, self._timeout = client, timeout
+        self._stored = StoredConversations(client)
         self._waiting: set[str] = set()  # correlation ids
 
-    def run_durable_agent(
-        self, agent_name: str, run_request: RunRequest, session: AgentSession | None = None
-    ) -> AgentResponse:
-        if not isinstance(session, DurableAgentSession):
-            session = self.get_new_session(agent_name)
-        request, correlation_id = run_request.to_dict(), run_request.correlation_id
-        if (size := self.stored.size(session) + len(json.dumps(request))) > FULL:
+    def get_agent(self, agent_name: str) -> DurableAIAgent[AgentResponse]:
+        return agent_that_asks(agent_name, self._ask)
+
+    def stored_conversation(self, session: DurableAgentSession) -> Conversation:
+        """All that was said so far; empty if the conversation has not begun."""
+        return self._stored.fetch(session)
+
+    def _ask(self, agent_name: str, session: DurableAgentSession, request: dict[str, Any]) -> AgentResponse:
+        """Signal the agent's entity, then look at the stored conversation until the answer is there."""
+        correlation_id = request["correlationId"]
+        if (size := self._stored.size(session) + len(json.dumps(request))) > FULL:
             raise AgentError(
                 f"The conversation is full: {size:,} of {FULL:,} bytes with this message. Start a new one."
             )
-        self._client.signal_entity(entity_of(session), "run", request)
-        if not run_request.wait_for_response:
+        self._scheduler.signal_entity(entity_of(session), RUN, request)
+        if not request["wait_for_response"]:
             return AgentResponse(messages=[Message("system", ["accepted"])], response_id=correlation_id)
         self._waiting.add(correlation_id)
         try:
@@ -75,8 +59,8 @@ class _AskingExecutor(DurableAgentExecutor[AgentResponse]):
         try:
             while (left := deadline - time.monotonic()) > 0:
                 with waiting_at_most(left):
-                    state = self.stored.latest(session)
-                if answer := find_answer(state, correlation_id):
+                    conversation = self._stored.latest(session)
+                if answer := conversation.answer(correlation_id):
                     return require_answer(answer)
                 progress.show(f"waiting for {agent_name}")
                 # The more threads wait, the less often each looks: with 400, the median answer is there 25 % sooner.
@@ -85,7 +69,7 @@ class _AskingExecutor(DurableAgentExecutor[AgentResponse]):
         finally:
             progress.clear()
         why = f"No answer from {agent_name} within {self._timeout:g} s. Is its worker running ({command('worker.py')})?"
-        if (size := self.stored.size(session)) > FULL / 2:
+        if (size := self._stored.size(session)) > FULL / 2:
             raise AgentError(f"{why} The question is lost if its answer does not fit into 1 MB ({size:,} bytes used).")
         raise AgentError(f"{why} The question is kept in {key_of(session)}, and will be answered.")
 

@@ -5,12 +5,15 @@ import json
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from agent_framework import AgentResponse
-from agent_framework_durabletask import AgentSessionId, DurableAgentSession, DurableAgentState, DurableStateFields
+from agent_framework_durabletask import AgentSessionId, DurableAgentSession
 from durabletask.client import TaskHubGrpcClient
-from durabletask.entities import EntityInstanceId
+
+from .agent_runtime import answer_in, entity_of
 
 FULL = (1024 - 16) * 1024  # bytes: the scheduler stores 1 MB of a conversation; the rest is left for an answer
 SHORT = 16 * 1024  # bytes: such a conversation is fetched at every look
@@ -43,12 +46,29 @@ def message(text: str) -> str:
 
 
 @dataclass
-class _Seen:
-    """A conversation as it was when it was fetched last."""
+class Conversation:
+    """What was said, in the JSON that the scheduler stores. No more of it is read than is asked for."""
 
     state: str = ""
     modified: datetime | None = None
-    at: float = 0.0
+    fetched: float = 0.0  # when, on the monotonic clock
+
+    @cached_property
+    def turns(self) -> list[dict[str, Any]]:
+        """Questions and answers: `$type` is request or response, `correlationId` is the same for the two."""
+        return json.loads(self.state)["data"]["conversationHistory"] if self.state else []
+
+    @property
+    def message_count(self) -> int:
+        """The number of questions and answers; 0 if the conversation has not begun."""
+        return len(self.turns)
+
+    def answer(self, correlation_id: str) -> AgentResponse | None:
+        """The answer to one question, if it is there."""
+        for turn in self.turns if correlation_id in self.state else ():
+            if turn.get("$type") == "response" and turn.get("correlationId") == correlation_id:
+                return answer_in(turn)
+        return None
 
 
 class StoredConversations:
@@ -56,43 +76,24 @@ class StoredConversations:
 
     def __init__(self, client: TaskHubGrpcClient) -> None:
         self._client = client
-        self._seen: WeakKeyDictionary[DurableAgentSession, _Seen] = WeakKeyDictionary()
+        self._seen: WeakKeyDictionary[DurableAgentSession, Conversation] = WeakKeyDictionary()
 
     def size(self, session: DurableAgentSession) -> int:
         """How long the conversation was when it was fetched last, in characters of ASCII; 0 if never."""
-        return len(self._seen.get(session, _Seen()).state)
+        return len(self._seen.get(session, Conversation()).state)
 
-    def latest(self, session: DurableAgentSession) -> str:
-        """The conversation as JSON; a long one is not fetched again while its time stamp is still the same."""
-        seen = self._seen.get(session, _Seen())
-        if len(seen.state) > SHORT and time.monotonic() - seen.at < FETCH_SECONDS:
+    def latest(self, session: DurableAgentSession) -> Conversation:
+        """The conversation; a long one is not fetched again while its time stamp is still the same."""
+        seen = self._seen.get(session, Conversation())
+        if len(seen.state) > SHORT and time.monotonic() - seen.fetched < FETCH_SECONDS:
             entity = self._client.get_entity(entity_of(session), include_state=False)
             if entity is None or entity.last_modified == seen.modified:
-                return seen.state  # another thread may have fetched it
+                return seen  # another thread may have fetched it
         return self.fetch(session)
 
-    def fetch(self, session: DurableAgentSession) -> str:
-        """The conversation as JSON, or nothing if it has not begun."""
-        entity = self._client.get_entity(entity_of(session), include_state=True)
-        state = (entity.get_state() if entity else None) or ""
-        self._seen[session] = _Seen(state, entity.last_modified if entity else None, time.monotonic())
-        return state
-
-
-def entity_of(session: DurableAgentSession) -> EntityInstanceId:
-    """The entity that holds the conversation."""
-    assert session.durable_session_id
-    return EntityInstanceId(session.durable_session_id.entity_name, session.durable_session_id.key)
-
-
-def find_answer(state: str, correlation_id: str) -> AgentResponse | None:
-    """The answer to one question. Only its turn is read: the package would take its time to read every turn."""
-    if correlation_id not in state:
-        return None
-    stored = json.loads(state)
-    data = stored[DurableStateFields.DATA]
-    turns = data[DurableStateFields.CONVERSATION_HISTORY]
-    data[DurableStateFields.CONVERSATION_HISTORY] = [
-        turn for turn in turns if turn.get(DurableStateFields.CORRELATION_ID) == correlation_id
-    ]
-    return DurableAgentState.from_dict(stored).try_get_agent_response(correlation_id)
+    def fetch(self, session: DurableAgentSession) -> Conversation:
+        """The conversation; an empty one if it has not begun."""
+        found = self._client.get_entity(entity_of(session), include_state=True)
+        read = Conversation(found.get_state() or "", found.last_modified, time.monotonic()) if found else Conversation()
+        self._seen[session] = read
+        return read

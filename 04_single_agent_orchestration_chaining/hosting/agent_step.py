@@ -6,11 +6,11 @@ from typing import Any, TypeAlias, TypeVar
 
 from agent_framework import AgentResponse
 from agent_framework_durabletask import DurableAIAgent
-from durabletask.entities import EntityInstanceId
 from durabletask.task import OrchestrationContext, Task, when_any
 from pydantic import BaseModel
 
 from .agent_answer import AgentFailed, parsed, text_of
+from .agent_runtime import DELETE, entity_of
 from .status import say
 
 DAY = timedelta(days=1)  # how long a model may be away, or an agent may have no worker
@@ -86,8 +86,7 @@ def _ask(
             session.durable_session_id = agent.create_session().durable_session_id
             message = retry_message or message
         else:  # "reset" would be the operation for it; in this version of the package it calls itself without end
-            named: Any = session.durable_session_id
-            context.signal_entity(EntityInstanceId(named.entity_name, named.key), "delete")
+            context.signal_entity(entity_of(session), DELETE)
 
 
 def _answer(context: OrchestrationContext, agent: DurableAIAgent[Any], call: Any, ends: datetime, show: str) -> Any:

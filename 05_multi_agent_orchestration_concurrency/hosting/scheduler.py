@@ -34,7 +34,7 @@ def scheduler_client() -> DurableTaskSchedulerClient:
 
 def scheduler_worker() -> DurableTaskSchedulerWorker:
     """A worker to register agents, orchestrations and activities with, and then to `serve`."""
-    from .quick_dates import read_dates_quickly  # here, since a client would import all of the agent framework
+    from .agent_runtime import read_dates_quickly  # here, since a client would import all of the agent framework
 
     read_dates_quickly()
     common = connection()
