@@ -1,32 +1,24 @@
-"""A chat request as a conversation for the rules, and functions that read and shorten text."""
+"""A request's messages as a conversation for the rules, and functions that read and shorten text."""
 
-import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-# A message that replaces the older messages.
+from local_services.offline_model.request import Message
+
+# How a message begins that replaces the older messages.
 SUMMARY = r"^\W{0,3}(the )?summary of (our|the|this) conversation\b.{0,80}:\n"
 NUMBER_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
-@dataclass(frozen=True)
-class ToolResult:
-    """The result of a tool call."""
-
-    tool: str
-    text: str
-
-
-@dataclass(frozen=True)
+@dataclass
 class Conversation:
     """All messages, oldest first."""
 
-    instructions: str
-    asked: list[str]
-    answered: list[str]
-    results: list[ToolResult]  # of the calls that followed the user's last message
+    instructions: str = ""
+    asked: list[str] = field(default_factory=list)
+    answered: list[str] = field(default_factory=list)
+    results: list[tuple[str, str]] = field(default_factory=list)  # tool and text, since the user's last message
     summary: str = ""  # of older messages
 
     @property
@@ -48,40 +40,31 @@ class Conversation:
         """Whether the agent's instructions name its field."""
         return bool(find(pattern, self.instructions))
 
+    def latest(self, pattern: str) -> re.Match[str] | None:
+        """The pattern in the user's newest message that has it."""
+        return next(filter(None, (find(pattern, text[:4000]) for text in reversed(self.asked))), None)
 
-def read(messages: Iterable[Mapping[str, Any]]) -> Conversation:
-    """The conversation of a request's `messages`."""
-    instructions: list[str] = []
-    asked: list[str] = []
-    answered: list[str] = []
-    results: list[ToolResult] = []
+
+def read(messages: Iterable[Message]) -> Conversation:
+    """The conversation in a request's messages."""
+    conversation = Conversation()
     tools: dict[str, str] = {}
-    summary = ""
     for message in messages:
-        said = text_of(message.get("content"))
-        match message["role"]:
+        match message.role:
             case "system" | "developer":
-                instructions.append(said)
-            case "user" if find(SUMMARY, said[:200]):
-                summary = said.partition("\n")[2]
+                conversation.instructions += f"{message.content}\n"
+            case "user" if find(SUMMARY, message.content[:200]):
+                conversation.summary = message.content.partition("\n")[2]
             case "user":
-                asked.append(said)
-                results = []
+                conversation.asked.append(message.content)
+                conversation.results = []
             case "assistant":
-                if said.strip():
-                    answered.append(said)
-                for call in message.get("tool_calls") or []:
-                    tools[call["id"]] = call["function"]["name"]
+                tools |= {call.id: call.function.name for call in message.tool_calls}
+                if message.content.strip():
+                    conversation.answered.append(message.content)
             case _:
-                results.append(ToolResult(tools.get(message.get("tool_call_id", ""), "tool"), said))
-    return Conversation("\n".join(instructions), asked, answered, results, summary)
-
-
-def text_of(content: str | list[Any] | None) -> str:
-    """The text of a message's content: a string, a list of parts, or nothing."""
-    if isinstance(content, list):
-        return "\n".join(part["text"] for part in content if isinstance(part.get("text"), str))
-    return content or ""
+                conversation.results.append((tools.get(message.tool_call_id, "tool"), message.content))
+    return conversation
 
 
 def find(pattern: str, text: str) -> re.Match[str] | None:
@@ -91,8 +74,8 @@ def find(pattern: str, text: str) -> re.Match[str] | None:
 
 def sentences(text: str) -> list[str]:
     """The sentences of a text, line by line, without the dashes of a list."""
-    parts = re.split(r"(?<=[.!?])\s+|\n+", text)
-    return [part for part in (part.strip(" \t\r-*•") for part in parts) if part]
+    parts = (part.strip(" \t\r-*•") for part in re.split(r"(?<=[.!?])\s+|\n+", text))
+    return [part for part in parts if part]
 
 
 def clip(text: str, limit: int = 200) -> str:
@@ -108,10 +91,6 @@ def capitalized(text: str) -> str:
 
 def numbers(text: str) -> list[int | float]:
     """The numbers in a text, in digits or in words up to ten."""
-    found = re.findall(rf"(?<![\w.])-?\d{{1,15}}(?:\.\d{{1,15}})?|\b(?:{'|'.join(NUMBER_WORDS)})\b", text.lower())
-    return [NUMBER_WORDS.index(word) if word in NUMBER_WORDS else json.loads(plain(word)) for word in found]
-
-
-def plain(digits: str) -> str:
-    """Digits without leading zeros, as in JSON."""
-    return re.sub(r"^(-?)0+(?=\d)", r"\1", digits)
+    found = re.findall(rf"(?<![\w.])-?\d{{1,15}}(?:\.\d{{1,15}})?|\b(?:{'|'.join(NUMBER_WORDS)})\b", text, re.I | re.A)
+    values = [NUMBER_WORDS.index(word) if word in NUMBER_WORDS else float(word) for word in map(str.lower, found)]
+    return [int(value) if value == int(value) else value for value in values]

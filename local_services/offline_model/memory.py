@@ -1,17 +1,16 @@
-"""Earlier messages: the questions, the user's facts, and a summary that keeps them."""
+"""Earlier messages: the questions, the user's facts, and summaries that keep them."""
 
 import re
 
-from local_services.offline_model.conversation import SUMMARY, Conversation, capitalized, clip, find, sentences
+from local_services.offline_model.conversation import SUMMARY, Conversation, clip, find, sentences
 
-ORDER = {"first": 0, "second": 1, "third": 2, "fourth": 3, "fifth": 4}
+ORDER = ["first", "second", "third", "fourth", "fifth"]
 FACT = (
-    r"^(?:(?:user|human)\W{1,3})?(?:(?:hi|hello|hey|please|and|also|oh|well|by the way|note|fyi)\b[\s,!:]{1,3}){0,3}"
-    r"(?:remember\b|(?:please )?(?:keep in mind|note) that|my \w|i(?:'m|’m| am)\b|"
-    r"i (?:live|work|have|like|love|prefer|hate|study|use|need|own|speak|come|don['’]t|can['’]t|want|was born)\b|"
-    r"call me\b|we (?:are|have|live|need|want)\b)"
+    r"^(?:(?:hi|hello|hey|please|and|also|oh|well|by the way|note)\b[\s,!:]{1,3}){0,3}"
+    r"(?:remember\b|(?:keep in mind|note) that|my \w|i(?:'m|’m| am)\b|call me\b|we (?:are|have|live|need|want)\b|"
+    r"i (?:live|work|have|like|love|prefer|hate|study|use|need|own|speak|come|don['’]t|can['’]t|want|was born)\b)"
 )
-NAME = r"\b(?i:my name is|call me|i am called|name's)\s+([^\W\d_][\w'’-]{0,40}(?:\s[A-Z][\w'’-]{1,40}){0,2})"
+NAME = r"\b(?i:my name is|call me|i am called)\s+([^\W\d_][\w'’-]{0,40}(?:\s[A-Z][\w'’-]{1,40}){0,2})"
 SAYS_NOTHING = (
     r"^(what|is|my|the|an|am|are|do|did|does|you|me|to|of|in|on|for|have|has|remember|know|about|that|and|tell|who)$"
 )
@@ -20,63 +19,48 @@ SAYS_NOTHING = (
 def answer(conversation: Conversation) -> str | None:
     """Answers a question about the conversation itself, or summarizes it."""
     request = conversation.request
-    if find(r"\bsummar(y|i[sz]e)\b|\brecap\b|\bsum up\b", request) and find(
-        r"conversation|chat|discuss|so far|what we|we (said|talked)|our\b|everything", request
-    ):
-        return summary(conversation)
+    if find(r"\b(summari[sz]e|summary|recap|sum up)\b.{0,40}\b(conversation|chat|so far|we|our|everything)\b", request):
+        known = facts(conversation)
+        asked = [clip(text, 120) for text in conversation.asked[:-1] if clip(text) not in known]
+        return summary(known, asked[-12:]) if known or asked else "There is nothing to summarize yet."
     return earlier(conversation) or about_user(conversation)
 
 
 def earlier(conversation: Conversation) -> str | None:
     """The user's first, second or last message, or the model's last answer."""
     before, request = conversation.asked[:-1], conversation.request
-    if find(
-        r"\bwhat (did|have|was|were)\b.{0,20}\byour? (just )?(last |previous |first )?(say|said|answer|reply|tell)\b",
-        request,
-    ):
-        said = conversation.answered[:1] if "first" in request.lower() else conversation.answered[-1:]
-        return f"I said: “{clip(said[0], 1000)}”" if said else "I have not said anything in this conversation yet."
-    if not find(
-        r"\bwhat\b.{0,30}\b(i|my)\b.{0,30}\b(ask|say|said|question|message|tell|told|want)", request
-    ) and not find(r"\bwhat (was|is) my (\w+ ){0,2}(question|message|request)", request):
+    if find(r"\bwhat (did|have|was|were)\b.{0,20}\byour? (just |last |previous )?(say|said|answer|reply)\b", request):
+        said = conversation.previous
+        return f"I said: “{clip(said, 1000)}”" if said else "I have not said anything in this conversation yet."
+    found = find(rf"\b({'|'.join(ORDER)}|last|previous|just|before|earlier|so far|all)\b", request)
+    if not found or not find(r"\bwhat\b.{0,30}\b(i|my)\b.{0,30}\b(ask|say|said|question|message|tell|told)", request):
         return None
-    if not find(r"first|second|third|fourth|fifth|last|previous|just|before|earlier|so far|all", request):
-        return None
+    which = found[1].lower()
     if not before:
         return "This is your first message in this conversation; there is none before it."
-    if find(r"\b(all|so far|everything)\b", request):
-        return "Your messages so far:\n\n" + "\n".join(
-            f"{number}. {clip(text)}" for number, text in enumerate(before, 1)
-        )
-    which = next((word for word in ORDER if find(rf"\b{word}\b", request)), "last")
-    if which == "last":
+    if which in ("all", "so far"):
+        return "Your messages so far:\n\n" + "\n".join(f"{n}. {clip(text)}" for n, text in enumerate(before, 1))
+    if which not in ORDER:
         return f"Just before this, you said: “{clip(before[-1], 500)}”"
     if conversation.summary:
         return f"I only know the summary of the beginning of our conversation:\n\n{conversation.summary}"
-    if ORDER[which] >= len(before):
+    if ORDER.index(which) >= len(before):
         return f"There is no {which} message before this one; there are {len(before)}."
-    return f"Your {which} message was: “{clip(before[ORDER[which]], 500)}”"
+    return f"Your {which} message was: “{clip(before[ORDER.index(which)], 500)}”"
 
 
 def about_user(conversation: Conversation) -> str | None:
     """The answer to a question about the user, from what the user has said."""
     request = conversation.request
-    if find(r"\b(what('s|’s| is) my name|who am i|know my name|remember my name)\b", request):
+    if find(r"\b(what('s|’s| is) my name|who am i|(know|remember) my name)\b", request):
         name = name_of_user(conversation)
         return f"Your name is {name}." if name else "You have not told me your name in this conversation."
-    if find(r"\bwhat do you (know|remember) about me\b|\bwhat have i told you\b", request):
-        known = facts(conversation)
-        return (
-            "You told me:\n\n" + "\n".join(f"- {fact}" for fact in known)
-            if known
-            else "You have not told me anything about yourself yet."
-        )
     if find(
         r"^(and |so |but |please )?(what|where|which|when|how|who|do|am|can)\b.{0,80}\b(i|my|me)\b.{0,200}\?", request
     ):
-        wanted = stems(request)
-        known = [fact for fact in facts(conversation) if wanted & stems(fact)]
-        return f"You told me: “{known[-1]}”" if known else None
+        everything = find(r"about me\b|\bwhat have i told you", request)
+        known = [fact for fact in facts(conversation) if everything or stems(request) & stems(fact)]
+        return f"You told me: “{' '.join(known if everything else known[-1:])}”" if known else None
     return None
 
 
@@ -97,30 +81,13 @@ def name_of_user(conversation: Conversation) -> str:
 
 def facts(conversation: Conversation) -> list[str]:
     """What the user stated about themselves, oldest first; also from a summary of older messages."""
-    texts = [conversation.instructions, *conversation.answered]
-    summaries = [conversation.summary, *(text for text in texts if find(r"\bsummary\b", text[:300]))]
-    stated = [
-        part
-        for text in [*summaries, *conversation.asked]
-        for part in sentences(text[:20_000])
-        if find(FACT, part[:200])
-    ]
-    stated = [re.sub(r"^(?i:user|human)\W{1,3}", "", part) for part in stated if not part.endswith("?")]
-    return list(dict.fromkeys(clip(part) for part in stated))
+    texts = [part for text in [conversation.summary, *conversation.asked] for part in sentences(text[:20_000])]
+    return list(dict.fromkeys(clip(text) for text in texts if is_fact(text)))
 
 
-def summary(conversation: Conversation) -> str:
-    """What was asked and answered, and every fact that the user stated."""
-    known = facts(conversation)
-    asked = [clip(text, 120) for text in conversation.asked[:-1] if clip(text) not in known]
-    text = [f"Summary of the conversation so far ({len(conversation.asked) - 1} messages from the user)."]
-    if known:
-        text.append("The user stated:\n" + "\n".join(f"- {capitalized(fact)}" for fact in known))
-    if asked:
-        text.append("The user asked, in this order:\n" + "\n".join(f"- {question}" for question in asked[-12:]))
-    if conversation.previous:
-        text.append(f"The last answer began: {clip(conversation.previous, 160)}")
-    return "\n\n".join(text) if known or asked else "There is nothing to summarize yet: this is the first message."
+def is_fact(sentence: str) -> bool:
+    """Whether a user's sentence states something."""
+    return bool(find(FACT, sentence[:200])) and not sentence.endswith("?")
 
 
 def summarize_transcript(conversation: Conversation) -> str | None:
@@ -128,25 +95,27 @@ def summarize_transcript(conversation: Conversation) -> str | None:
 
     The content of an earlier summary of this kind, before the first such line or in one, is part of the new one.
     """
-    if not find(r"\b(write|generate)\b.{0,40}\bsummary of (a|the) (entire )?conversation\b", conversation.instructions):
+    if not find(r"\bwrite\b.{0,20}\bsummary of (a|the) conversation\b", conversation.instructions):
         return None
-    stated, asked, speaker = [], [], "summary"
+    stated, asked, speaker = {}, {}, "summary"  # as dicts: each sentence once, in order
     for line in conversation.last.splitlines():
-        if found := re.match(r"(?:\d+\. \[)?(user|assistant|system|tool)[:\]] ?", line):
+        if found := re.match(r"(user|assistant|system|tool): ?", line):
             speaker, line = found[1], line[found.end() :]
         if find(SUMMARY, f"{line}\n"):
             speaker = "summary"
         elif speaker == "user" or (speaker == "summary" and line.startswith("- ")):
             for part in sentences(line):
-                if find(FACT, part[:200]) and not part.endswith("?"):
-                    stated.append(clip(part, 160))
-                else:
-                    asked.append(clip(part, 80))
-    lines = ["Summary of the conversation so far."]
+                (stated if is_fact(part) else asked)[clip(part, 160 if is_fact(part) else 80)] = True
+    known, questions = list(stated), list(asked)
     # First and last: so a summary of summaries does not get longer.
-    for heading, said, first, last in (("The user stated:", stated, 10, 10), ("The user asked:", asked, 1, 5)):
-        if said := list(dict.fromkeys(said)):
-            lines += [heading, *(f"- {text}" for text in [*said[:first], *said[first:][-last:]])]
+    return summary([*known[:10], *known[10:][-10:]], [*questions[:1], *questions[1:][-5:]])
+
+
+def summary(stated: list[str], asked: list[str]) -> str:
+    """A summary of these."""
+    lines = ["Summary of the conversation so far."]
+    for heading, said in (("The user stated:", stated), ("The user asked:", asked)):
+        lines += [heading, *(f"- {text}" for text in said)] if said else []
     return "\n".join(lines)
 
 

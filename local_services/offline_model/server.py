@@ -1,6 +1,6 @@
 """Serves the offline model with the protocol of Azure OpenAI and OpenAI: chat completions, streamed or whole.
 
-The rules in `offline_model` decide the answers. Every key, deployment and model name is accepted.
+Every key, deployment and model name is accepted.
 """
 
 import asyncio
@@ -8,19 +8,23 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from json import JSONDecodeError, dumps, loads
-from typing import Any, Literal, NamedTuple, NoReturn
+from json import dumps
+from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+from pydantic_core import from_json
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from local_services.offline_model import NoValue, reply
+from local_services.offline_model.request import ChatRequest
+from local_services.offline_model.rules import reply
+from local_services.offline_model.schema import Unsupported
 
-FINGERPRINT = "offline_model"
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+LARGEST_BODY = 20_000_000  # bytes
+OWN_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?", re.IGNORECASE | re.ASCII)
 NO_AZURE_KEY = (
     "Access denied due to invalid subscription key or wrong API endpoint. Make sure to provide a valid key for an "
     "active subscription and use a correct regional API endpoint for your resource."
@@ -46,12 +50,11 @@ class Refused(Exception):
 class Answer(NamedTuple):
     """What to send: the pieces of the text, or of each call's arguments, and the other fields."""
 
-    id: str
-    model: str
     pieces: list[str]
     calls: list[tuple[str, str, list[str]]]  # id, name, pieces of the arguments
-    finish: Literal["stop", "length", "tool_calls"]
+    finish: str
     usage: dict[str, int]
+    about: dict[str, Any]
 
 
 def create_app(first_token_delay: float = 0, token_delay: float = 0) -> Starlette:
@@ -64,17 +67,16 @@ def create_app(first_token_delay: float = 0, token_delay: float = 0) -> Starlett
     async def chat(request: Request) -> Response:
         asked = await read_request(request)
         answer = make_answer(asked)
-        if not asked.get("stream"):
+        tokens = answer.usage["completion_tokens"]
+        if not asked.stream:
             if paces:
-                await asyncio.sleep(first_token_delay + token_delay * answer.usage["completion_tokens"])
+                await asyncio.sleep(first_token_delay + token_delay * tokens)
             return JSONResponse(completion(answer))
-        options = asked.get("stream_options") or {}
-        events = [
-            f"data: {dumps(part)}\n\n" for part in chunks(answer, with_usage=bool(options.get("include_usage")))
-        ] + ["data: [DONE]\n\n"]
+        with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        events = [f"data: {dumps(part)}\n\n" for part in chunks(answer, with_usage)] + ["data: [DONE]\n\n"]
         if not paces:
             return Response("".join(events), media_type="text/event-stream")
-        return StreamingResponse(paced(events, answer.usage["completion_tokens"]), media_type="text/event-stream")
+        return StreamingResponse(paced(events, tokens), media_type="text/event-stream")
 
     async def paced(events: list[str], tokens: int) -> AsyncIterator[str]:
         # Waits until a time instead of for a time: small delays would add up.
@@ -84,19 +86,17 @@ def create_app(first_token_delay: float = 0, token_delay: float = 0) -> Starlett
             await asyncio.sleep(max(0, due - asyncio.get_running_loop().time()))
             yield event
 
-    async def about(request: Request) -> Response:
-        return PlainTextResponse("The offline model: rule-based, for the samples. POST …/chat/completions asks it.\n")
-
+    paths = ["/openai/deployments/{deployment}/chat/completions", "/openai/v1/chat/completions", "/v1/chat/completions"]
     return Starlette(
-        routes=[
-            Route("/openai/deployments/{deployment}/chat/completions", chat, methods=["POST"]),
-            Route("/openai/v1/chat/completions", chat, methods=["POST"]),
-            Route("/v1/chat/completions", chat, methods=["POST"]),
-            Route("/", about),
-            Route("/health", about),
-        ],
+        routes=[*(Route(path, chat, methods=["POST"]) for path in paths), Route("/", about), Route("/health", about)],
         exception_handlers={Refused: refuse, HTTPException: refuse_path},
     )
+
+
+async def about(request: Request) -> Response:
+    """For a person who opens the address in a browser."""
+    check_host(request)
+    return PlainTextResponse("The offline model: rule-based, for the samples. POST …/chat/completions asks it.\n")
 
 
 async def refuse(request: Request, error: Exception) -> Response:
@@ -108,145 +108,78 @@ async def refuse(request: Request, error: Exception) -> Response:
 async def refuse_path(request: Request, error: Exception) -> Response:
     """The path or the method does not exist."""
     assert isinstance(error, HTTPException)
-    message = (
-        f"Resource not found: {request.method} {request.url.path}. The offline model answers POST …/chat/completions."
-    )
+    where = f"{request.method} {request.url.path}"
+    message = f"Resource not found: {where}. The offline model answers POST …/chat/completions."
     return await refuse(request, Refused(error.status_code, message))
 
 
-async def read_request(request: Request) -> dict[str, Any]:
-    """The request's body, checked; `model` is the deployment if the path names one. Raises Refused."""
+def check_host(request: Request) -> None:
+    """Refuse a request to another name, which a web page may have pointed at this machine (DNS rebinding)."""
+    if not OWN_HOST.fullmatch(request.headers.get("host", "")):
+        raise Refused(403, "The offline model answers at http://127.0.0.1 and http://localhost only.")
+
+
+async def read_request(request: Request) -> ChatRequest:
+    """The request, validated; `model` is the deployment if the path names one. Raises Refused."""
+    check_host(request)
     deployment = request.path_params.get("deployment")
-    bearer = request.headers.get("authorization", "").partition(" ")
-    if not (request.headers.get("api-key") or (bearer[0].lower() == "bearer" and bearer[2].strip())):
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if not (request.headers.get("api-key") or (scheme.lower() == "bearer" and token.strip())):
         raise Refused(401, NO_AZURE_KEY if request.url.path.startswith("/openai/") else NO_OPENAI_KEY)
     if deployment and not request.query_params.get("api-version"):
-        bad("Missing required query parameter: 'api-version'.", "missing_required_parameter", "api-version")
+        missing = "Missing required query parameter: 'api-version'."
+        raise Refused(400, missing, "missing_required_parameter", "api-version")
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > LARGEST_BODY:
+            raise Refused(413, f"The body of your request is larger than {LARGEST_BODY:,} bytes.")
     try:
-        asked = loads(await request.body(), parse_constant=no_number)
-    except (JSONDecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        bad(f"We could not parse the JSON body of your request: {error}.", "invalid_json")
-    if not isinstance(asked, dict):
-        bad("Invalid type for the body of your request: expected an object.", "invalid_type")
-    if deployment:
-        asked["model"] = deployment
-    check(asked)
-    return asked
+        given = from_json(bytes(body), allow_inf_nan=False)  # refuses half characters and deep nesting, too
+    except ValueError as error:
+        raise Refused(400, f"We could not parse the JSON body of your request: {error}.", "invalid_json") from error
+    if not isinstance(given, dict):
+        raise Refused(400, "Invalid type for the body of your request: expected an object.", "invalid_type")
+    try:
+        return ChatRequest.model_validate({**given, "model": deployment} if deployment else given)
+    except ValidationError as error:
+        raise invalid(error) from error
 
 
-def no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+def invalid(error: ValidationError) -> Refused:
+    """What to answer to an invalid request: names its first invalid field."""
+    problem = error.errors(include_url=False, include_context=False)[0]
+    param = ""
+    for part in problem["loc"]:
+        if isinstance(part, int):
+            param += f"[{part}]"
+        elif part.isidentifier() and part.islower():  # and no name of a type, in a union
+            param += f".{part}" if param else part
+    if problem["type"] == "missing":
+        return Refused(400, f"Missing required parameter: '{param}'.", "missing_required_parameter", param)
+    given = problem["input"]
+    shown = f", not {given[:40]!r}" if isinstance(given, str) else f", not {given}" if isinstance(given, int) else ""
+    message = f"Invalid '{param or 'request'}': {problem['msg'].removeprefix('Value error, ')}{shown}."
+    return Refused(
+        400, message, "invalid_type" if problem["type"].endswith("_type") else "invalid_value", param or None
+    )
 
 
-def bad(message: str, code: str | None = "invalid_value", param: str | None = None) -> NoReturn:
-    """Raise the error for a bad request."""
-    raise Refused(400, message, code, param)
-
-
-def check(asked: dict[str, Any]) -> None:
-    """Refuse what the real service would refuse, in all fields that the rules use. Raises Refused."""
-    if not isinstance(asked.get("model"), str) or not asked["model"]:
-        bad("you must provide a model parameter", None, "model")
-    if "messages" not in asked:
-        bad("Missing required parameter: 'messages'.", "missing_required_parameter", "messages")
-    if not isinstance(asked["messages"], list) or not asked["messages"]:
-        bad("Invalid 'messages': expected an array with at least one message.", "empty_array", "messages")
-    for number, message in enumerate(asked["messages"]):
-        check_message(message, f"messages[{number}]")
-    check_order(asked["messages"])
-    for number, tool in enumerate(asked.get("tools") or []):
-        function = tool.get("function") if isinstance(tool, dict) else None
-        name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(name, str) or not re.fullmatch(r"[\w-]{1,64}", name, re.ASCII):
-            bad(f"Invalid 'tools[{number}].function.name': expected letters, digits, '_' and '-'.", param="tools")
-    if asked.get("stream_options") is not None and not asked.get("stream"):
-        bad("The 'stream_options' parameter is only allowed when 'stream' is enabled.", param="stream_options")
-    if asked.get("n") not in (None, 1):
-        bad("Invalid 'n': the offline model returns one choice.", param="n")
-    wanted = asked.get("response_format") or {"type": "text"}
-    if not isinstance(wanted, dict) or wanted.get("type") not in ("text", "json_object", "json_schema"):
-        bad(
-            "Invalid 'response_format.type': supported are 'text', 'json_object' and 'json_schema'.",
-            param="response_format",
-        )
-    if wanted["type"] == "json_schema":
-        inner = wanted.get("json_schema")
-        if not isinstance(inner, dict) or not inner.get("name") or not isinstance(inner.get("schema"), dict):
-            bad(
-                "Missing required parameter: 'response_format.json_schema' needs 'name' and 'schema'.",
-                param="response_format",
-            )
-
-
-def check_message(message: Any, where: str) -> None:
-    """Refuse an invalid message; `where` is its place in the request."""
-    if not isinstance(message, dict):
-        bad(f"Invalid type for '{where}': expected an object.", "invalid_type", where)
-    if message.get("role") not in ROLES:
-        supported = ", ".join(f"'{role}'" for role in ROLES)
-        bad(f"Invalid value: '{message.get('role')}'. Supported values are: {supported}.", param=f"{where}.role")
-    content = message.get("content")
-    if content is None and message["role"] != "assistant":
-        bad(f"Missing required parameter: '{where}.content'.", "missing_required_parameter", f"{where}.content")
-    if not isinstance(content, str | list | None) or (
-        isinstance(content, list) and not all(isinstance(part, dict) for part in content)
-    ):
-        bad(
-            f"Invalid type for '{where}.content': expected a string or an array of objects.",
-            "invalid_type",
-            f"{where}.content",
-        )
-    for call in message.get("tool_calls") or []:
-        try:
-            valid = isinstance(call["id"], str) and isinstance(call["function"]["name"], str)
-        except (TypeError, KeyError):
-            valid = False
-        if not valid:
-            bad(f"Invalid '{where}.tool_calls': expected 'id' and 'function.name'.", param=f"{where}.tool_calls")
-
-
-def check_order(messages: list[dict[str, Any]]) -> None:
-    """Refuse a tool's result without its call, and a call whose result is missing."""
-    waiting: set[str] = set()
-    for number, message in enumerate(messages):
-        if message["role"] == "tool":
-            if message.get("tool_call_id") not in waiting:
-                bad(
-                    "Invalid parameter: messages with role 'tool' must be a response to a preceding message with "
-                    f"'tool_calls'; the 'tool_call_id' of messages[{number}] belongs to none.",
-                    None,
-                    f"messages[{number}].tool_call_id",
-                )
-            waiting.discard(message["tool_call_id"])
-        elif waiting:
-            break
-        else:
-            waiting = {call["id"] for call in message.get("tool_calls") or []}
-    if waiting:
-        bad(
-            "An assistant message with 'tool_calls' must be followed by tool messages responding to each "
-            f"'tool_call_id'. These did not have response messages: {', '.join(sorted(waiting))}",
-            None,
-            "messages",
-        )
-
-
-def make_answer(asked: dict[str, Any]) -> Answer:
-    """The rules' reply, split into tokens. Raises Refused if they have none for the request's JSON schema."""
+def make_answer(asked: ChatRequest) -> Answer:
+    """The rules' reply, split into tokens. Raises Refused if they have none for a JSON schema."""
     try:
         said = reply(asked)
-    except NoValue as error:
-        bad(
-            f"Invalid schema for response_format '{asked['response_format']['json_schema']['name']}': {error}.",
-            param="response_format",
-        )
+    except Unsupported as error:
+        where = "tools" if asked.response_format.json_schema is None else "response_format"
+        raise Refused(400, f"Invalid schema in '{where}': {error}.", "invalid_value", where) from error
     calls = [(f"call_{uuid.uuid4().hex[:24]}", call.name, tokens(call.arguments)) for call in said.tool_calls]
     pieces, finish = tokens(said.text), "tool_calls" if calls else "stop"
-    most = asked.get("max_completion_tokens") or asked.get("max_tokens")
-    if isinstance(most, int) and len(pieces) > most:
+    most = asked.max_completion_tokens or asked.max_tokens or len(pieces)
+    if len(pieces) > most:
         pieces, finish = pieces[:most], "length"
     count = len(pieces) + sum(len(arguments) + 1 for _, _, arguments in calls)
-    return Answer(f"chatcmpl-{uuid.uuid4().hex}", asked["model"], pieces, calls, finish, usage(asked, count))
+    about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": asked.model}
+    return Answer(pieces, calls, finish, usage(asked, count), {**about, "system_fingerprint": "offline_model"})
 
 
 def tokens(text: str) -> list[str]:
@@ -254,20 +187,10 @@ def tokens(text: str) -> list[str]:
     return re.findall(r"\s*\S{1,16}|\s+", text)
 
 
-def usage(asked: dict[str, Any], completion_tokens: int) -> dict[str, int]:
-    """An estimate, as there is no tokenizer. Output: one token for each piece. Input: one for every four characters,
-    and four for each message."""
-    messages = asked["messages"]
-    size = sum(
-        len(str(message.get("content") or "")) + len(str(message.get("tool_calls") or "")) for message in messages
-    )
-    size += len(str(asked.get("tools") or "")) + len(str(asked.get("response_format") or ""))
-    prompt_tokens = 4 * len(messages) + size // 4
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
+def usage(asked: ChatRequest, output: int) -> dict[str, int]:
+    """An estimate, as there is no tokenizer: a token for every four characters of the messages, and four for each."""
+    given = sum(4 + len(message.content) // 4 for message in asked.messages)
+    return {"prompt_tokens": given, "completion_tokens": output, "total_tokens": given + output}
 
 
 # The two shapes of an answer, as plain data: the openai package, which has types for them, takes a second to import.
@@ -275,50 +198,32 @@ def usage(asked: dict[str, Any], completion_tokens: int) -> dict[str, int]:
 
 def completion(answer: Answer) -> dict[str, Any]:
     """The answer as a whole."""
-    message: dict[str, Any] = {
-        "role": "assistant",
-        "content": None if answer.calls else "".join(answer.pieces),
-        "refusal": None,
-    }
+    content = None if answer.calls else "".join(answer.pieces)
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     if answer.calls:
         message["tool_calls"] = [
             {"id": id, "type": "function", "function": {"name": name, "arguments": "".join(arguments)}}
             for id, name, arguments in answer.calls
         ]
-    return {
-        "id": answer.id,
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": answer.model,
-        "system_fingerprint": FINGERPRINT,
-        "choices": [{"index": 0, "message": message, "finish_reason": answer.finish, "logprobs": None}],
-        "usage": answer.usage,
-    }
+    choice = {"index": 0, "message": message, "finish_reason": answer.finish, "logprobs": None}
+    return {**answer.about, "object": "chat.completion", "choices": [choice], "usage": answer.usage}
 
 
 def chunks(answer: Answer, with_usage: bool) -> Iterator[dict[str, Any]]:
     """The answer piece by piece: the role, the pieces, the finish reason, and the usage if it is requested."""
-    head = {
-        "id": answer.id,
-        "object": "chat.completion.chunk",
-        "created": int(time.time()),
-        "model": answer.model,
-        "system_fingerprint": FINGERPRINT,
-    } | ({"usage": None} if with_usage else {})
+    head = {**answer.about, "object": "chat.completion.chunk", **({"usage": None} if with_usage else {})}
 
     def part(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-        return head | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}]}
-
-    def call(index: int, function: dict[str, str], **named: str) -> dict[str, Any]:
-        return part({"tool_calls": [{"index": index, **named, "function": function}]})
+        return {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}]}
 
     yield part({"role": "assistant", "content": None if answer.calls else ""})
     for piece in answer.pieces:
         yield part({"content": piece})
     for index, (id, name, arguments) in enumerate(answer.calls):
-        yield call(index, {"name": name, "arguments": ""}, id=id, type="function")
+        function = {"name": name, "arguments": ""}
+        yield part({"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]})
         for piece in arguments:
-            yield call(index, {"arguments": piece})
+            yield part({"tool_calls": [{"index": index, "function": {"arguments": piece}}]})
     yield part({}, answer.finish)
     if with_usage:
-        yield head | {"choices": [], "usage": answer.usage}
+        yield {**head, "choices": [], "usage": answer.usage}
