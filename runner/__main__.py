@@ -118,8 +118,9 @@ def run_sample(
             supervisor.kept = f"All is kept by the scheduler at {found[SCHEDULER]}."
         started, about_state = start_services(supervisor, ports, State())
         env = settings(sample, env, started)
+        dashboard_port = free_port(DASHBOARD.port)
         if dashboard:
-            started[DASHBOARD] = start_dashboard(supervisor, DASHBOARD.port, env)
+            started[DASHBOARD] = f"http://{HOST}:{dashboard_port}"
         if started:
             what = (f"{service.name} {address}{remark(service, about_state)}" for service, address in started.items())
             note("Started " + " · ".join(what))
@@ -129,6 +130,8 @@ def run_sample(
         if not worker.ready:
             note(f"The worker did not start{worker.how_it_ended}.")
             return worker.exit_code or 1
+        if dashboard:  # not earlier: it takes as long to start as the worker
+            supervisor.start_service(DASHBOARD, "--port", str(dashboard_port), env=env)
     return supervisor.run_client(sample, arguments, users_folder(), env, stdin)
 
 
@@ -184,13 +187,12 @@ def start_services(
     return started, f"{joined}state in {state}"
 
 
-def start_dashboard(supervisor: Supervisor, number: int, env: dict[str, str]) -> str:
-    """Start the dashboard for this environment's scheduler and task hub, on any free port if this one is in use."""
-    if not number or is_taken(number):
-        with socket.create_server((HOST, 0)) as free:
-            number = free.getsockname()[1]
-    supervisor.start_service(DASHBOARD, "--port", str(number), env=env)
-    return f"http://{HOST}:{number}"
+def free_port(preferred: int) -> int:
+    """This port, or another if it is in use."""
+    if preferred and not is_taken(preferred):
+        return preferred
+    with socket.create_server((HOST, 0)) as free:
+        return free.getsockname()[1]
 
 
 def is_taken(number: int) -> bool:
@@ -216,12 +218,13 @@ def up(supervisor: Supervisor, arguments: list[str]) -> int:
     refuse_taken(ports, ["--memory"] if options["memory"] else [])
 
     state = None if options["memory"] else State()
-    dashboard_port = ports.pop(DASHBOARD)
+    dashboard_port = free_port(ports.pop(DASHBOARD))
     started, about_state = start_services(supervisor, ports, state)
-    dashboard = start_dashboard(supervisor, dashboard_port, {**os.environ, SCHEDULER.variable: started[SCHEDULER]})
+    env = {**os.environ, SCHEDULER.variable: started[SCHEDULER]}
+    supervisor.start_service(DASHBOARD, "--port", str(dashboard_port), env=env)
     if state:
         about_state += f", {state.size()}"
-    print(directions(started, about_state, dashboard), flush=True)
+    print(directions(started, about_state, f"http://{HOST}:{dashboard_port}"), flush=True)
     supervisor.wait()
     return 1
 

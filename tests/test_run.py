@@ -211,8 +211,11 @@ def test_other_names_are_refused(project: Project) -> None:
 
 def test_stdout_is_the_clients_and_stderr_tells_the_rest(project: Project, tmp_path: Path) -> None:
     project.add_sample("01_first")
-    command = project.run("01", "two words", "--option", RUN_FROM=str(tmp_path), STATE_DIRECTORY="")
-    assert command.popen.returncode == 0
+    command = project.start("01", "two words", "--option", RUN_FROM=str(tmp_path), STATE_DIRECTORY="")
+    eventually(lambda: "dashboard │ " in command.errors, "the dashboard")
+    assert command.popen.stdin
+    command.popen.stdin.close()
+    assert command.wait() == 0
     again = "python3 project/run.py 01"
     assert command.output == f"client ['two words', '--option'] in {tmp_path} reads '' again: {again}\n"
     scheduler, model, dashboard = re.findall(r"(http://127\.0\.0\.1:\d+)", command.err[0])
@@ -227,8 +230,8 @@ def test_stdout_is_the_clients_and_stderr_tells_the_rest(project: Project, tmp_p
         "worker │ REDIS_CONNECTION_STRING",
         "worker │ Worker ready",
     ]
-    looks_on = f"dashboard │ {scheduler} 01_first {dashboard.rpartition(':')[2]}\n"
-    assert set(command.err[1:]) <= {looks_on, *(line for line in command.err if line.startswith("worker"))}
+    assert f"dashboard │ {scheduler} 01_first {dashboard.rpartition(':')[2]}\n" in command.err
+    assert len(command.err) == 9
     assert project.left_behind() == []
     assert (project.root / ".state").stat().st_mode & 0o777 == 0o700  # the state is for its owner alone
     assert (project.root / ".state" / "scheduler.db").exists()
@@ -703,6 +706,7 @@ def test_a_second_signal_hurries_all_that_is_left(project: Project) -> None:
     command = project.start("01")
     command.wait_for("client waits")
     command.signal(signal.SIGINT)  # the client gets time for its last message
+    eventually(lambda: "Interrupted, stopping." in command.errors, "the first signal")
     command.signal(signal.SIGTERM)  # and now neither the client nor the worker gets time
     assert command.wait(5) == 128 + signal.SIGTERM
     assert project.left_behind() == []
