@@ -23,8 +23,25 @@ from scripted_model import ScriptedModel
 
 ROOT = Path(__file__).parent.parent
 
-# A shell that runs the tests in the background has them ignore SIGINT, and whatever they start would ignore it too.
+# A shell that runs the tests in the background has them ignore SIGINT, nohup has them ignore SIGHUP, and whatever they
+# start would ignore it too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all", action="store_true", help="the long tests too: many kills, simulations, half a minute's wait"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the long tests, unless there is --all."""
+    if not config.getoption("--all"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+
 
 # Tests import the double of an orchestration by its name. It is the same file in 04 to 07.
 sys.path.insert(0, str(next(ROOT.glob("04_*"))))
@@ -46,7 +63,6 @@ CLEARED = [
     "OPENAI_BASE_URL",
     "OPENAI_API_KEY",
     "OPENAI_MODEL",
-    "SUMMARIZE_AFTER_TURNS",
     "REDIS_CONNECTION_STRING",
     "REDIS_STREAM_TTL_MINUTES",
     "LOG_LEVEL",

@@ -43,6 +43,7 @@ def read_with_kills(planner: Planner, key: str, run: str, choices: random.Random
     return received, kills
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_readers_end_with_the_stored_text_whatever_is_killed(
     sample: Callable[[str], Sample],

@@ -56,6 +56,7 @@ def results(measured: tuple[Process, Path]) -> dict[tuple[str, int | None], dict
 Results = dict[tuple[str, int | None], dict[str, Any]]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_measures_and_reports(measured: tuple[Process, Path]) -> None:
     process, file = measured
@@ -75,6 +76,7 @@ def test_measures_and_reports(measured: tuple[Process, Path]) -> None:
         assert one["measure"] in process.output
 
 
+@pytest.mark.long
 def test_each_result_stands_beside_the_direct_calls(results: Results) -> None:
     turn = results["one turn (01)", 0]
     assert (turn["runs"], turn["unit"]) == (20, "ms")
@@ -90,6 +92,7 @@ def test_each_result_stands_beside_the_direct_calls(results: Results) -> None:
     assert results["decision to completion (07)", 0]["direct"] is None
 
 
+@pytest.mark.long
 def test_a_load_is_given_with_the_processors_time_of_each_process(results: Results) -> None:
     chains = results["50 chains of two at once (04)", 50]
     assert chains["unit"] == "s"
@@ -98,11 +101,13 @@ def test_a_load_is_given_with_the_processors_time_of_each_process(results: Resul
     assert chains["cpu_ms_a_turn"]["worker"] > 0
 
 
+@pytest.mark.long
 def test_a_killed_workers_successor_finishes_with_three_calls(results: Results) -> None:
     assert results["worker killed: calls of the model", None]["median"] == 3
     assert results["worker killed: its successor's start to the result", None]["median"] > 2  # the whole second call
 
 
+@pytest.mark.long
 def test_the_chart_is_whole_and_asks_for_nothing_elsewhere(measured: tuple[Process, Path]) -> None:
     chart = ElementTree.parse(measured[1].with_suffix(".svg"))  # noqa: S314 - it was made here
     texts = {text for element in chart.iter() if (text := (element.text or "").strip())}

@@ -26,6 +26,8 @@ from scripted_model import ScriptedModel
 
 from local_services.redis_server import redis_program
 
+pytestmark = pytest.mark.xdist_group("dashboard")  # its services are started once
+
 PROGRAMS = ["chromium", "chromium-browser", "google-chrome", "chrome"]
 CHROMIUM = next((path for name in PROGRAMS if (path := shutil.which(name))), None)
 CHROMIUM_OPTIONS = [

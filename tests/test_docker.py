@@ -88,6 +88,7 @@ def test_the_image_does_not_run_as_root() -> None:
     assert f"--uid {user} " in DOCKERFILE
 
 
+@pytest.mark.long
 def test_a_container_that_is_stopped_ends_in_time_and_another_finishes_its_work(
     sample: Callable[[str], Sample], model: ScriptedModel, tmp_path: Path, start: Start
 ) -> None:

@@ -25,6 +25,8 @@ from playwright.sync_api import sync_playwright
 from raw_scheduler import RawScheduler
 from test_dashboard import CHROMIUM, CHROMIUM_OPTIONS
 
+pytestmark = pytest.mark.xdist_group("docs")  # its services are started once
+
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LANGUAGES = {"bash", "text", "mermaid", "python", "powershell"}
 # Commands within the text.

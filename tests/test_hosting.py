@@ -73,6 +73,7 @@ def test_a_timeout_is_a_positive_number(value: str, chain: Sample) -> None:
     assert_fails(chain.run_client("--timeout", value), 2, f"'{value}' is not a positive number of seconds")
 
 
+@pytest.mark.long
 def test_a_client_that_fails_next_to_a_worker_that_does_not_stop(chain: Sample, model: ScriptedModel) -> None:
     """The worker of sample.py waits for a model that never answers."""
     model.held = threading.Event()

@@ -21,6 +21,7 @@ def test_the_code_is_formatted() -> None:
     assert_clean("ruff", "format", "--check")
 
 
+@pytest.mark.long
 def test_pyright_finds_nothing() -> None:
     assert_clean("pyright")
 

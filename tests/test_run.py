@@ -884,6 +884,7 @@ def test_an_old_python_is_told_so_in_one_line(start: Start) -> None:
         assert re.fullmatch(r"These samples need Python 3\.10 or newer; this is Python \d\.\d\.\n", command.errors)
 
 
+@pytest.mark.long
 def test_a_fresh_copy_runs_a_sample(tmp_path: Path, start: Start) -> None:
     # The real installation with pip, from the package index, and the real services. It only needs Python.
     root = tmp_path / "fresh"

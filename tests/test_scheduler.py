@@ -233,6 +233,7 @@ def test_many_waiting_clients_block_nobody(scheduler: str, hub: str, client: Dur
         assert [wait.result().serialized_output for wait in waits] == [f'"{instance}"' for instance in instances]
 
 
+@pytest.mark.long
 def test_a_wait_without_a_timeout_and_a_child_last_longer_than_thirty_seconds(
     scheduler: str, hub: str, client: DurableTaskSchedulerClient
 ) -> None:
@@ -405,6 +406,7 @@ def test_a_history_that_no_worker_can_receive_fails_its_instance(
     assert "a worker receives 4,194,304 at most" in state.failure_details.message
 
 
+@pytest.mark.long
 def test_a_worker_without_work_is_sent_a_ping(scheduler: str, hub: str) -> None:
     with grpc.insecure_channel(scheduler.removeprefix("http://")) as channel:
         stream = stubs.TaskHubSidecarServiceStub(channel).GetWorkItems(

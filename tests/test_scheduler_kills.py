@@ -327,6 +327,7 @@ def in_comparable_words(text: str) -> str:
     return text
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120 + 60 * RUNS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.number)
 def test_a_run_with_kills_leaves_what_one_without_leaves(

@@ -30,6 +30,8 @@ from test_scheduler import connect, echo, finished, worker
 
 from local_services.scheduler.store import VERSION
 
+pytestmark = pytest.mark.xdist_group("scheduler_state")  # its services are started once
+
 HUB = "survivors"
 
 

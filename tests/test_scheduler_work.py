@@ -532,6 +532,7 @@ def test_what_no_worker_can_send_fails_with_the_reason_and_is_not_tried_all_the_
     assert process.errors == ""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["frozen", "silent"])
 def test_a_worker_that_says_nothing_any_more_loses_its_work_to_another(
     how: str, start: Start, scheduler: str, tmp_path: Path
