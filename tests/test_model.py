@@ -214,7 +214,7 @@ def calls(*given: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"messages": None}, "Missing required parameter: 'messages'"),
+        ({"messages": None}, "messages"),
         ({"messages": []}, "messages"),
         ({"messages": "Hello"}, "messages"),
         (messages("Hello"), r"messages\[0\]"),

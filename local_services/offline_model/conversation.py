@@ -48,22 +48,23 @@ class Conversation:
 def read(messages: Iterable[Message]) -> Conversation:
     """The conversation in a request's messages."""
     conversation = Conversation()
-    tools: dict[str, str] = {}
+    tools: dict[str | None, str] = {}  # by the id of their call
     for message in messages:
+        text = message.text
         match message.role:
             case "system" | "developer":
-                conversation.instructions += f"{message.content}\n"
-            case "user" if find(SUMMARY, message.content[:200]):
-                conversation.summary = message.content.partition("\n")[2]
+                conversation.instructions += f"{text}\n"
+            case "user" if find(SUMMARY, text[:200]):
+                conversation.summary = text.partition("\n")[2]
             case "user":
-                conversation.asked.append(message.content)
+                conversation.asked.append(text)
                 conversation.results = []
             case "assistant":
-                tools |= {call.id: call.function.name for call in message.tool_calls}
-                if message.content.strip():
-                    conversation.answered.append(message.content)
+                tools |= {call.id: call.function.name for call in message.tool_calls or []}
+                if text.strip():
+                    conversation.answered.append(text)
             case _:
-                conversation.results.append((tools.get(message.tool_call_id, "tool"), message.content))
+                conversation.results.append((tools.get(message.tool_call_id, "tool"), text))
     return conversation
 
 

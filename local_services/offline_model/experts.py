@@ -120,15 +120,15 @@ ABOUT_ANSWER = (
 
 def answer(conversation: Conversation) -> str | None:
     """An expert's answer from its field, or any agent's from the field of the question; or the last one, simpler."""
-    question, expert, field = conversation.request, expert_of(conversation), ask_whom(conversation.request)
-    if (expert or field) and (fact := fact_about(question, expert or field)):
+    question, expert = conversation.request, expert_of(conversation)
+    if fact := fact_about(question, expert or ask_whom(question)):
         return fact.answer
     if find(ABOUT_ANSWER, question):
         for said in reversed(conversation.answered):
             for fact in (*PHYSICS.facts, *CHEMISTRY.facts):
                 if fact.answer in said or fact.simple in said:
                     return f"In simpler words: {fact.simple}"
-    if expert and field and (fact := fact_about(question, field)):
+    if expert and (field := ask_whom(question)) and (fact := fact_about(question, field)):
         return (
             f"That is rather a question for a {field.expert}. As a {expert.expert} I can say this much: {fact.simple}"
         )

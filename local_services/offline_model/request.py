@@ -2,77 +2,57 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, StringConstraints, field_validator, model_validator
-
-FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 
-class Shape(BaseModel):
-    """A field that is null counts as left out."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, given: Any) -> Any:
-        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
-
-
-class FunctionCall(Shape):
+class FunctionCall(BaseModel):
     name: str
-    arguments: str = ""
+    arguments: str | None = None
 
 
-class ToolCall(Shape):
+class ToolCall(BaseModel):
     id: str
     function: FunctionCall
 
 
-class Message(Shape):
+class Part(BaseModel):
+    text: str | None = None
+
+
+class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str = ""  # of an array of parts, the texts
-    tool_calls: list[ToolCall] = []
-    tool_call_id: str = ""
+    content: str | list[Part] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
-    @field_validator("content", mode="before")
-    @classmethod
-    def _text(cls, content: Any) -> Any:
-        if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-            return "\n".join(part["text"] for part in content if isinstance(part.get("text"), str))
-        if not isinstance(content, str):
-            raise ValueError("it must be a string or an array of objects")
-        return content
-
-    @model_validator(mode="after")
-    def _has_content(self) -> "Message":
-        if self.role != "assistant" and "content" not in self.model_fields_set:
-            raise ValueError(f"a message with the role '{self.role}' needs 'content'")
-        return self
+    @property
+    def text(self) -> str:
+        """The content's text."""
+        if isinstance(self.content, list):
+            return "\n".join(part.text for part in self.content if part.text)
+        return self.content or ""
 
 
-class Function(Shape):
-    name: FunctionName
-    parameters: dict[str, Any] = {"type": "object"}
+class Function(BaseModel):
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    parameters: dict[str, Any] | None = None
 
 
-class Tool(Shape):
+class Tool(BaseModel):
     type: Literal["function"]
     function: Function
 
 
-class ChosenFunction(Shape):
-    name: str
+class ChosenTool(BaseModel):
+    function: FunctionCall
 
 
-class ChosenTool(Shape):
-    type: Literal["function"]
-    function: ChosenFunction
-
-
-class JsonSchema(Shape):
-    name: Annotated[str, StringConstraints(min_length=1)]
+class JsonSchema(BaseModel):
+    name: Annotated[str, Field(min_length=1)]
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class ResponseFormat(Shape):
+class ResponseFormat(BaseModel):
     type: Literal["text", "json_object", "json_schema"] = "text"
     json_schema: JsonSchema | None = None
 
@@ -83,28 +63,30 @@ class ResponseFormat(Shape):
         return self
 
 
-class StreamOptions(Shape):
+class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class ChatRequest(Shape):
-    model: Annotated[str, StringConstraints(min_length=1)]
+class ChatRequest(BaseModel):
+    model: Annotated[str, Field(min_length=1)]
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
-    tools: Annotated[list[Tool], Field(fail_fast=True)] = []
-    tool_choice: Literal["none", "auto", "required"] | ChosenTool = "auto"
-    response_format: ResponseFormat = ResponseFormat()
-    stream: bool = False
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
+    response_format: ResponseFormat | None = None
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Literal[1] = 1
+    n: Literal[1] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
     @field_validator("messages")
     @classmethod
-    def _calls_have_results(cls, messages: list[Message]) -> list[Message]:
-        """Every tool call is followed by its result, and every result has its call."""
+    def _are_complete(cls, messages: list[Message]) -> list[Message]:
+        """Every message has content, every tool call is followed by its result, and every result has its call."""
         waiting: set[str] = set()
         for number, message in enumerate(messages):
+            if message.content is None and message.role != "assistant":
+                raise ValueError(f"messages[{number}] needs 'content'")
             if message.role == "tool":
                 if message.tool_call_id not in waiting:
                     raise ValueError(f"the 'tool_call_id' of messages[{number}] belongs to none of the calls before it")
@@ -112,7 +94,7 @@ class ChatRequest(Shape):
             elif waiting:
                 break
             else:
-                waiting = {call.id for call in message.tool_calls}
+                waiting = {call.id for call in message.tool_calls or []}
         if waiting:
             calls = ", ".join(sorted(waiting))
             raise ValueError(f"each tool call needs a message with its result. These have none: {calls}")

@@ -41,7 +41,7 @@ def reply(request: ChatRequest) -> Reply:
     conversation, wanted = read(request.messages), request.response_format
     if calls := tools.calls(conversation, request):
         return Reply(tool_calls=calls)
-    if wanted.type == "text":
+    if not wanted or wanted.type == "text":
         return Reply(plain(conversation))
     schema = wanted.json_schema.schema_ if wanted.json_schema else object_for(conversation)
     return Reply(json.dumps(structured(conversation, schema), ensure_ascii=False))

@@ -153,7 +153,7 @@ def invalid(error: ValidationError) -> Refused:
     for part in problem["loc"]:
         if isinstance(part, int):
             param += f"[{part}]"
-        elif part.isidentifier() and part.islower():  # and no name of a type, in a union
+        elif part.isidentifier() and part.islower() and part != "str":  # not a type's name, as a union has it
             param += f".{part}" if param else part
     if problem["type"] == "missing":
         return Refused(400, f"Missing required parameter: '{param}'.", "missing_required_parameter", param)
@@ -170,7 +170,7 @@ def make_answer(asked: ChatRequest) -> Answer:
     try:
         said = reply(asked)
     except Unsupported as error:
-        where = "tools" if asked.response_format.json_schema is None else "response_format"
+        where = "response_format" if asked.response_format else "tools"
         raise Refused(400, f"Invalid schema in '{where}': {error}.", "invalid_value", where) from error
     calls = [(f"call_{uuid.uuid4().hex[:24]}", call.name, tokens(call.arguments)) for call in said.tool_calls]
     pieces, finish = tokens(said.text), "tool_calls" if calls else "stop"
@@ -189,7 +189,7 @@ def tokens(text: str) -> list[str]:
 
 def usage(asked: ChatRequest, output: int) -> dict[str, int]:
     """An estimate, as there is no tokenizer: a token for every four characters of the messages, and four for each."""
-    given = sum(4 + len(message.content) // 4 for message in asked.messages)
+    given = sum(4 + len(message.text) // 4 for message in asked.messages)
     return {"prompt_tokens": given, "completion_tokens": output, "total_tokens": given + output}
 
 

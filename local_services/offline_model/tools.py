@@ -30,7 +30,7 @@ class ToolCall(NamedTuple):
 
 def calls(conversation: Conversation, request: ChatRequest) -> list[ToolCall]:
     """The calls to make before answering; none if there are results, to prevent endless calls. Raises Unsupported."""
-    functions, choice = [tool.function for tool in request.tools], request.tool_choice
+    functions, choice = [tool.function for tool in request.tools or []], request.tool_choice
     if conversation.results or choice == "none":
         return []
     if isinstance(choice, ChosenTool):
@@ -53,7 +53,7 @@ def makes_sense(conversation: Conversation, function: Function) -> bool:
 
 def call_of(conversation: Conversation, function: Function) -> ToolCall:
     """The call with its arguments."""
-    arguments = fill(function.parameters, known_values(conversation))
+    arguments = fill(function.parameters or {"type": "object"}, known_values(conversation))
     return ToolCall(function.name, json.dumps(arguments, ensure_ascii=False))
 
 

@@ -14,6 +14,11 @@ SENTENCES = [
         "Every day you dare to learn something new, you open a door that nobody can ever close again.",
     ),
     (
+        r"nature|sea\b|ocean|forest|mountain|garden|season",
+        "Nature shows us that growing takes time.",
+        "Nature never hurries, and yet every forest stands: give your own growth the season that it needs.",
+    ),
+    (
         "",
         "Give {topic} a little time every day, and it will give you something back.",
         "Give {topic} a little of your heart every day, and one day it will quietly light your way.",
