@@ -22,7 +22,7 @@ PHYSICS = Field(
     "physics",
     "physicist",
     r"physic|quantum|gravit|\batoms?\b|forces?\b|veloc|accelerat|momentum|newton|einstein|relativ|particle|motion|lasers?\b|"
-    r"magnet|electric|universe|planet|orbit|stars?\b|mass\b|wavelength|thermodynam|nuclear|friction|sounds?\b|superconduct",
+    r"magnet|electric|universe|planet|orbit|stars?\b|mass\b|wavelength|thermodynam|nuclear|energ|friction|sounds?\b|superconduct",
     [
         Fact(
             r"black holes?",
@@ -56,20 +56,13 @@ PHYSICS = Field(
             "Air throws blue light about more than red, so blue comes from everywhere. For instance: On the Moon, "
             "which has no air, the sky is black even by day.",
         ),
-        Fact(
-            r"\benerg",
-            "Energy is the quantity that stays the same whatever happens in a closed system; it only changes form, "
-            "from motion to heat, from light to charge. It is measured in joules, and power is energy per time.",
-            "Energy is never made or lost, it only changes its form. For instance: A 1 kg book that falls from one "
-            "metre brings about 10 J, which end as sound and heat.",
-        ),
     ],
 )
 CHEMISTRY = Field(
     "chemistry",
     "chemist",
     r"chemi|\bph\b|molecul|react(s|ion|ant)|elements?\b|periodic|compound|solvent|solution of|formula|oxid|plastic|"
-    r"catalys|batter|alcohol|ethanol|organic|alloy|crystal|isotope|mole\b|titrat|\bsalts?\b|burn|combust|metals?\b",
+    r"catalys|batter|alcohol|ethanol|organic|alloy|crystal|isotope|mole\b|titrat|\bsalts?\b|burn|combust|metals?\b|h2o",
     [
         Fact(
             r"\brust|corro",
@@ -101,13 +94,6 @@ CHEMISTRY = Field(
             "that takes up heat when it rises.",
             "Warmer molecules collide harder, so more of them react. For instance: Milk keeps for days in a "
             "refrigerator and turns sour overnight on the table.",
-        ),
-        Fact(
-            r"boil|freez|melt|\bwater\b|\bice\b|\bh2o\b",
-            "Water, H₂O, boils at 100 °C at sea level, far later than so small a molecule should: hydrogen bonds hold "
-            "the molecules together. Hydrogen sulfide, its heavier relative, which lacks strong ones, boils at −60 °C.",
-            "Water molecules cling to one another, so it takes much heat to part them. For instance: A teaspoon of "
-            "salt in the pasta pot raises the boiling point by less than a tenth of a degree.",
         ),
     ],
 )

@@ -1,8 +1,19 @@
 """The parts of a chat completion request that the model uses, validated. It ignores all others."""
 
+from json import dumps
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
+
+
+def small(schema: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema, if it is one for a person's form. The work for a larger one would keep others waiting."""
+    if len(dumps(schema)) > 100_000:
+        raise ValueError("the offline model reads JSON schemas of up to 100,000 characters")
+    return schema
+
+
+JsonSchema = Annotated[dict[str, Any], AfterValidator(small)]
 
 
 class FunctionCall(BaseModel):
@@ -35,7 +46,7 @@ class Message(BaseModel):
 
 class Function(BaseModel):
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-    parameters: dict[str, Any] | None = None
+    parameters: JsonSchema | None = None
 
 
 class Tool(BaseModel):
@@ -47,14 +58,14 @@ class ChosenTool(BaseModel):
     function: FunctionCall
 
 
-class JsonSchema(BaseModel):
+class AnswerFormat(BaseModel):
     name: Annotated[str, Field(min_length=1)]
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: JsonSchema = Field(alias="schema")
 
 
 class ResponseFormat(BaseModel):
     type: Literal["text", "json_object", "json_schema"] = "text"
-    json_schema: JsonSchema | None = None
+    json_schema: AnswerFormat | None = None
 
     @model_validator(mode="after")
     def _has_schema(self) -> "ResponseFormat":

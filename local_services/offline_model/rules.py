@@ -21,6 +21,21 @@ CONNECT = (
     "AZURE_OPENAI_API_KEY, or after `az login`); or OPENAI_API_KEY, OPENAI_MODEL and, for another server than "
     "OpenAI's, OPENAI_BASE_URL."
 )
+TALK = [
+    (
+        r"\b(who|what) are you\b|\byour name\b|are you (an? )?(real|ai|bot|human|model|robot)",
+        f"I am the offline model: a set of rules that replaces a language model on this machine. {CONNECT}",
+    ),
+    (
+        r"^\W*(hi|hello|hey|good (morning|afternoon|evening)|greetings)\b.{0,40}$",
+        "Hello! I am the offline model, which answers by rules. What can I do for you?",
+    ),
+    (r"^\W*(thanks|thank you|thx|great|cool|nice|perfect|ok|okay)\b.{0,40}$", "You're welcome."),
+    (
+        r"^\W*(bye|goodbye|see you|good night)\b.{0,40}$",
+        "Goodbye! This conversation is stored; come back with its key at any time.",
+    ),
+]
 ANSWERS = "answer|response|reply|message|text|content|body|output|result|explanation|description|draft"
 REASONS = "reason|reasoning|rationale|why|justification"
 NOBODY = ("none", "None", "NONE", "neither", "unknown", "other", None)  # how a schema may spell it
@@ -54,31 +69,17 @@ def plain(conversation: Conversation) -> str:
 
 def small_talk(conversation: Conversation) -> str | None:
     """Greetings, thanks, and who this is."""
-    request = conversation.request
-    if find(r"\b(who|what) are you\b|\byour name\b|are you (an? )?(real|ai|bot|human|model|robot)", request):
-        return f"I am the offline model: a set of rules that replaces a language model on this machine. {CONNECT}"
-    if find(r"^\W*(hi|hello|hey|good (morning|afternoon|evening)|greetings)\b.{0,40}$", request):
-        offers = "Shall I tell you a joke?" if conversation.is_about("joke") else "What can I do for you?"
-        return f"Hello! I am the offline model. {offers}"
-    if find(r"^\W*(thanks|thank you|thx|great|cool|nice|perfect|ok|okay)\b.{0,40}$", request):
-        return "You're welcome."
-    if find(r"^\W*(bye|goodbye|see you|good night)\b.{0,40}$", request):
-        return "Goodbye! This conversation is stored; come back with its key at any time."
-    return None
+    return next((answer for pattern, answer in TALK if find(pattern, conversation.request)), None)
 
 
 def on_previous(conversation: Conversation) -> str | None:
-    """The previous answer again, shorter or explained as far as rules can; or a text that is to be summed up."""
+    """A text or the previous answer, shorter; or the previous answer again."""
     request, previous = conversation.request, conversation.previous
     if find(r"\b(summar(y|i[sz]e)|tl;?dr|sum up|shorter|in short|briefly)\b", request):
         text = writing.given_text(conversation)
         return f"In short: {clip(' '.join(sentences(text)[:2]), 500)}" if text else "Which text shall I summarize?"
     if previous and find(r"\b(say|tell|repeat) (that|it|this)\b|\bagain\b|\brepeat\b", request):
         return f"I said: “{clip(previous, 1000)}”"
-    if previous and find(r"\b(explain|simpl(er|y)|elaborate|tell me more|example|how did you|go on)\b", request):
-        return (
-            f"My answer was: “{clip(previous, 300)}” The offline model has no rule that says more about it. {CONNECT}"
-        )
     return None
 
 
@@ -92,9 +93,7 @@ def mail_task(conversation: Conversation) -> str | None:
 
 def fallback(conversation: Conversation) -> str:
     """The answer to everything else."""
-    about = (
-        f"“{clip(conversation.last, 80)}” is beyond its rules" if conversation.last.strip() else "the message is empty"
-    )
+    about = f"“{clip(conversation.last, 80)}” is beyond them" if conversation.last.strip() else "the message is empty"
     return f"This is the offline model, which answers by rules; {about}. {CONNECT}"
 
 

@@ -36,7 +36,7 @@ class Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", alias_generator=to_camel)
 
     type: Annotated[list[Kind], BeforeValidator(lambda kind: [kind] if isinstance(kind, str) else kind)] = []
-    enum: list[Scalar] = []
+    enum: Annotated[list[Scalar], Field(max_length=500)] = []
     const: Scalar = None
     any_of: list["Schema"] = []
     ref: str = Field("", alias="$ref")

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 from local_services.offline_model import memory, travel, writing
@@ -73,18 +74,17 @@ def words(text: str) -> set[str]:
 
 def known_values(conversation: Conversation, answers: Mapping[str, Iterable[Any]] | None = None) -> Suggest:
     """Proposals for properties: `answers` by a pattern for the name, then what the user said that fits the name."""
-    request = conversation.request
+    request = conversation.request.lower()
     spare_numbers = numbers(request[:2000])
+    said = cache(lambda name: list(said_about(name, conversation)))
 
     def suggest(name: str, schema: Schema) -> Iterator[Any]:
         plain = re.sub(r"[^a-z]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()).strip("_")
         for pattern, values in (answers or {}).items():
             if re.fullmatch(pattern, plain):
                 yield from values
-        yield from (
-            choice for choice in schema.choices if isinstance(choice, str) and choice.lower() in request.lower()
-        )
-        yield from said_about(plain, conversation)
+        yield from (choice for choice in schema.choices if isinstance(choice, str) and choice.lower() in request)
+        yield from said(plain)
         if spare_numbers and schema.accepts(spare_numbers[0]):
             yield spare_numbers.pop(0)
 
