@@ -2,7 +2,9 @@
 #   docker build --build-arg SAMPLE=04_single_agent_orchestration_chaining -t worker .
 # The environment says where scheduler and model are. The image contains no .env.
 
-FROM python:3.12-slim
+# To use an image that nobody can exchange, put the digest behind it that this prints:
+#   docker buildx imagetools inspect python:3.12.13-slim
+FROM python:3.12.13-slim
 
 ARG SAMPLE=01_single_agent
 WORKDIR /app

@@ -147,7 +147,22 @@ def test_compose_hands_every_setting_on_to_the_worker() -> None:
 def test_compose_gives_the_addresses_that_its_services_have() -> None:
     assert WORKER["environment"]["ENDPOINT"] == "http://scheduler:8080"
     assert WORKER["environment"]["REDIS_CONNECTION_STRING"] == "redis://redis:6379"
-    assert WORKER["environment"]["TASKHUB"] == COMPOSE["services"]["scheduler"]["environment"]["DTS_TASK_HUB_NAMES"]
+    hubs = COMPOSE["services"]["scheduler"]["environment"]["DTS_TASK_HUB_NAMES"].split(",")
+    assert WORKER["environment"]["TASKHUB"] == f"${{TASKHUB:-{hubs[0]}}}"
+    assert len(hubs) > 1, "another than `default`, which will be refused"
+
+
+def test_compose_gives_its_services_no_privileges() -> None:
+    for service in COMPOSE["services"].values():
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["cap_drop"] == ["ALL"]
+
+
+def test_images_have_exact_versions() -> None:
+    images = [service["image"] for service in COMPOSE["services"].values() if "image" in service] + instructions("FROM")
+    images.remove("mcr.microsoft.com/dts/dts-emulator:latest")  # which others there are is not documented
+    assert len(images) == 2
+    assert all(re.search(r":\d+\.\d+\.\d+-\w+$|@sha256:[0-9a-f]{64}$", image) for image in images)
 
 
 def test_compose_publishes_ports_on_this_machine_only() -> None:

@@ -1,5 +1,6 @@
 """What the tools find: lint, types, formats."""
 
+import re
 import subprocess
 import sys
 
@@ -32,3 +33,10 @@ def test_pyright_finds_nothing() -> None:
 )
 def test_a_file_keeps_to_its_schema(schema: str, file: str) -> None:
     assert_clean("check_jsonschema", "--builtin-schema", schema, file)
+
+
+def test_actions_have_the_commit_of_a_release() -> None:
+    """A tag could be moved to other code."""
+    for file in (ROOT / ".github" / "workflows").glob("*.yml"):
+        for action in re.findall(r"\buses: (.*)", file.read_text(encoding="utf-8")):
+            assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action
