@@ -439,7 +439,7 @@ def test_started_without_waiting_and_come_back_to(chain: Sample, model: Scripted
     for _ in range(2):  # while it runs, and when it has ended
         back = chain.run_client("--instance", instance)
         assert back.wait() == 0
-        assert "together" in back.output
+        assert "teamwork" in back.output
     assert len(model.requests) == 2
 
 
