@@ -1,10 +1,17 @@
-"""What the agent can look up: plain functions, whose names, docstrings and parameters tell the model how to use them.
+"""What the agent can do: functions whose names, docstrings and parameters tell the model how to use them.
 
-A turn is one operation: when a worker dies during it, another one repeats all of it, and calls these functions again.
-That does no harm to a lookup. A tool that books or pays must recognize a repetition by itself.
+A turn is one operation: when a worker dies during it, another one repeats all of it, and calls the tools again. That
+does no harm to a lookup, so those are plain functions. The one with an effect is a `durable_tool`, to have it once.
 
-The data is made up; a real agent would ask a weather service and an events calendar here.
+The data is made up; a real agent would ask a weather service, an events calendar and a restaurant here.
 """
+
+from pathlib import Path
+from uuid import uuid4
+
+from hosting.program import setting
+
+from durable_tools import durable_tool
 
 WEATHER = {
     "tokyo": "Sunny spells and 22 °C by day, 15 °C at night. Light rain is likely on the second afternoon.",
@@ -52,3 +59,18 @@ def get_local_events(destination: str, date: str) -> str:
     """Get events for visitors of a city at a date, which may be as vague as 'next week'."""
     events = EVENTS.get(destination.strip().lower(), ANY_EVENTS)
     return "\n".join([f"Events in {destination}, {date}:", *(f"- {event}" for event in events)])
+
+
+@durable_tool(approval=lambda people, **_: people > 8)
+def reserve_table(restaurant: str, date: str, time: str, people: int, key: str) -> str:
+    """Reserve a table in a restaurant. More than eight people need approval by a person."""
+    base = Path(setting("RESERVATIONS_DIRECTORY") or Path(__file__).parent)
+    path = base.resolve() / "reservations" / f"{key}.txt"
+    reservation = f"A table for {people} at {restaurant}, {date}, {time}."
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Written under another name first, so that nobody ever sees half of the file.
+        unfinished = path.with_name(f".{uuid4().hex}.part")
+        unfinished.write_text(f"{reservation}\n", encoding="utf-8")
+        unfinished.replace(path)
+    return f"Reserved. {reservation}"

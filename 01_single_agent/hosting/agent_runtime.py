@@ -55,6 +55,35 @@ def agent_that_asks(agent_name: str, ask: Ask) -> DurableAIAgent[AgentResponse]:
     return DurableAIAgent(_Executor(ask), agent_name)
 
 
+def before_each_attempt(worker: Any, begin: Callable[[EntityInstanceId, str], object]) -> None:
+    """Have the agents of this worker call `begin` in the context of each attempt at a turn, with conversation and turn.
+
+    A turn whose stream broke off has a second attempt. Agents must be added after this.
+    """
+    add_entity = worker.add_entity
+
+    def add_agent_entity(entity: Any, name: str | None = None) -> str:
+        def run(self: Any, request: dict[str, Any]) -> Any:
+            agent, turn = self._agent_entity.agent, (self.entity_context.entity_id, request["correlationId"])
+
+            def attempt(**options: Any) -> Any:
+                begin(*turn)
+                return agent.run(**options)
+
+            self._agent_entity.agent = SimpleNamespace(name=agent.name, run=attempt)
+            return entity.run(self, request)
+
+        return add_entity(type(entity.__name__, (entity,), {"run": run}), name)
+
+    worker.add_entity = add_agent_entity
+
+
+def notice(text: str, correlation_id: str, orchestration_id: str, time: datetime) -> dict[str, Any]:
+    """The input of the operation RUN for a message that no user wrote: the agent may answer, and call no tools."""
+    no_tools: dict[str, Any] = {"role": "system", "wait_for_response": False, "options": {"tool_choice": "none"}}
+    return RunRequest(text, correlation_id, created_at=time, orchestration_id=orchestration_id, **no_tools).to_dict()
+
+
 _inner: Any = _durable_agent_state
 _any_form = _inner.date_parser.parse
 

@@ -19,6 +19,7 @@ from .endpoint import connection
 from .payloads import ModelConverter
 from .program import setting
 
+AGENT_CALLS = 256  # that a worker makes in parallel
 STOP_SECONDS = 10.0  # how long a stopping worker waits for its work; the scheduler redelivers the rest
 
 # One PatientCalls: what a client learns about the scheduler holds for a worker in the same process.
@@ -48,8 +49,11 @@ def scheduler_worker() -> DurableTaskSchedulerWorker:
             channel_recreate_failure_threshold=1,  # a connection that went silent does not recover
             hello_timeout_seconds=CALL_SECONDS,
         ),
-        # An agent call holds a thread until its model answers; the SDK's default is processors + 4 threads.
-        concurrency_options=ConcurrencyOptions(maximum_thread_pool_workers=256),
+        # An agent call holds a thread until its model answers; the SDK's default is processors + 4 threads. Half of
+        # them are left for other work, on which an agent's tool may wait.
+        concurrency_options=ConcurrencyOptions(
+            maximum_concurrent_entity_work_items=AGENT_CALLS, maximum_thread_pool_workers=2 * AGENT_CALLS
+        ),
     )
     worker.use_work_item_filters()  # take only what is registered here, not the work of another sample
     return worker

@@ -52,11 +52,11 @@ def read(messages: Iterable[Message]) -> Conversation:
     for message in messages:
         text = message.text
         match message.role:
-            case "system" | "developer":
+            case "system" | "developer" if not conversation.asked:
                 conversation.instructions += f"{text}\n"
             case "user" if find(SUMMARY, text[:200]):
                 conversation.summary = text.partition("\n")[2]
-            case "user":
+            case "user" | "system" | "developer":  # a notice in the middle of a conversation is answered, too
                 conversation.asked.append(text)
                 conversation.results = []
             case "assistant":

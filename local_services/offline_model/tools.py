@@ -100,6 +100,8 @@ def said_about(name: str, conversation: Conversation) -> Iterator[Any]:
             yield travel.date_of(conversation)
         case [*_, "time" | "hour"]:
             yield travel.time_of(conversation)
+        case [*_, "restaurant"]:
+            yield travel.restaurant_of(conversation)
         case [*_, "days" | "nights" | "duration"]:
             yield travel.days_of(conversation)
         case [*_, "people" | "persons" | "guests" | "party" | "size" | "seats"]:

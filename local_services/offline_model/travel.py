@@ -75,6 +75,8 @@ def answer(conversation: Conversation) -> str | None:
     """A plan, or a change of the earlier one."""
     if is_for(conversation):
         return plan(conversation)
+    if notice := re.match(r"Not written by the user\.(.*)Tell the user\.", conversation.request, re.DOTALL):
+        return f"News for you:{notice[1].rstrip()}"
     if plans(conversation):
         made = plans(conversation)[-1].splitlines()
         kept = "\n".join(line.replace("## ", "- ") for line in made if line.startswith(("**Weather", "## Day")))
@@ -163,6 +165,12 @@ def time_of(conversation: Conversation) -> str:
     """The time of day that the user named last; “19:00” if there is none."""
     found = conversation.latest(r"\b([01]?\d|2[0-3]):[0-5]\d\b|\b\d{1,2} ?[ap]m\b")
     return found[0] if found else "19:00"
+
+
+def restaurant_of(conversation: Conversation) -> str:
+    """The restaurant that the user named last, after “at”; or any one in the place of the trip."""
+    found = conversation.latest(r"\bat (?-i:((?:[A-Z][\w'’-]{0,20} ?){1,4}))")
+    return found[1].strip() if found else f"a good restaurant in {destination(conversation) or 'town'}"
 
 
 def guests_of(conversation: Conversation) -> int:
