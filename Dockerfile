@@ -18,7 +18,7 @@ COPY ${SAMPLE}/ ./
 
 # The worker can only write to the folder that 06 and 07 use. Workers of one sample must share this folder: a volume.
 RUN useradd --uid 10001 --no-create-home worker && install -d -o worker /data
-ENV EMAIL_DIRECTORY=/data CONTENT_DIRECTORY=/data
+ENV EMAIL_DIRECTORY=/data CONTENT_DIRECTORY=/data RESERVATIONS_DIRECTORY=/data
 USER 10001
 
 # Without a shell in between, SIGTERM reaches the worker: it gives its work back and ends with code 0 within 10 seconds.

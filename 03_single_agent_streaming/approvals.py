@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 
 from hosting.agent_runtime import RUN, notice
 
+from durabletask.client import OrchestrationQuery, OrchestrationState, OrchestrationStatus, TaskHubGrpcClient
 from durabletask.entities import EntityInstanceId
 from durabletask.task import OrchestrationContext, Task, TaskFailedError, when_any
 from pydantic import BaseModel, ConfigDict, StrictBool, StringConstraints, ValidationError
@@ -22,7 +23,7 @@ DECIDED = "-decided"  # the end of the correlation id of the turn in which the a
 
 Result = TypeVar("Result")
 Step: TypeAlias = Generator[Task[Any], Any, Result]
-Text = Annotated[str, StringConstraints(max_length=2000)]
+Text = Annotated[str, StringConstraints(max_length=20_000)]
 
 
 class ToolCall(BaseModel):
@@ -102,3 +103,23 @@ def decision_on(context: OrchestrationContext, call: ToolCall) -> Step[Decision 
             context.set_custom_status(f"{said}\n{json.dumps({**shown, 'counted': [decision.decision_id]})}")
             return decision
         shown["last_decision"] = {"decision_id": decision.decision_id, "ignored": "It is for another call."}
+
+
+def waiting_calls(client: TaskHubGrpcClient, conversation: object = None) -> dict[str, ToolCall]:
+    """What waits for a decision, by instance id; of one conversation (its entity's id), or of all."""
+    running = OrchestrationQuery(runtime_status=[OrchestrationStatus.RUNNING], fetch_inputs_and_outputs=True)
+    waiting = {one.instance_id: call_of(one) for one in client.get_all_orchestration_states(running) if waits(one)}
+    return {
+        key: call for key, call in waiting.items() if conversation is None or str(conversation) == call.conversation
+    }
+
+
+def waits(state: OrchestrationState | None) -> bool:
+    """Whether this is a call that waits for a decision."""
+    status = str(state.get_custom_status() or "") if state else ""
+    return status.startswith(WAITING) and '"call": ' in status
+
+
+def call_of(state: OrchestrationState) -> ToolCall:
+    """The call, from its orchestration's input."""
+    return ToolCall.model_validate_json(state.serialized_input or "")

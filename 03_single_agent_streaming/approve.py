@@ -10,8 +10,8 @@ from hosting.program import AgentError, run
 from hosting.scheduler import scheduler_client
 from hosting.terminal import command, printable, seconds
 
-from approvals import EVENT, WAITING, Decision, ToolCall
-from durabletask.client import OrchestrationQuery, OrchestrationState, OrchestrationStatus, TaskHubGrpcClient
+from approvals import EVENT, Decision, call_of, waiting_calls, waits
+from durabletask.client import TaskHubGrpcClient
 
 
 def main() -> None:
@@ -20,27 +20,10 @@ def main() -> None:
     with scheduler_client() as client:
         if arguments.command == "list":
             for instance, call in waiting_calls(client).items():
-                print(f"{instance}\n  {call.tool} {printable(json.dumps(call.arguments, ensure_ascii=False))}")
+                print(f"{instance}\n  {printable(json.dumps(call.arguments, ensure_ascii=False))}")
         else:
             decide(client, arguments.id, arguments.command == "approve", arguments.reason, arguments.timeout)
             print("Approved." if arguments.command == "approve" else "Rejected.")
-
-
-def waiting_calls(client: TaskHubGrpcClient) -> dict[str, ToolCall]:
-    """What waits for a decision, by instance id."""
-    running = OrchestrationQuery(runtime_status=[OrchestrationStatus.RUNNING], fetch_inputs_and_outputs=True)
-    return {one.instance_id: call_of(one) for one in client.get_all_orchestration_states(running) if waits(one)}
-
-
-def waits(state: OrchestrationState | None) -> bool:
-    """Whether this is a call that waits for a decision."""
-    status = str(state.get_custom_status() or "") if state else ""
-    return status.startswith(WAITING) and '"call": ' in status
-
-
-def call_of(state: OrchestrationState) -> ToolCall:
-    """The call, from its orchestration's input."""
-    return ToolCall.model_validate_json(state.serialized_input or "")
 
 
 def decide(client: TaskHubGrpcClient, instance: str, approved: bool, reason: str | None, timeout: float) -> None:
@@ -76,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
         one.add_argument("--timeout", type=seconds, default=10.0, help="until a worker has read it (10 s)")
         one.set_defaults(reason=None)
         if name == "reject":
-            one.add_argument("--reason", type=lambda text: text[:2000], help="what the user shall hear")
+            one.add_argument("--reason", type=lambda text: text[:20_000], help="what the user shall hear")
     return parser.parse_args()
 
 

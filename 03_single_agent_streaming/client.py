@@ -2,17 +2,18 @@
 
 import argparse
 import asyncio
-import re
 import sys
 
 from hosting.agent_client import AgentClient
+from hosting.agent_runtime import entity_of
 from hosting.conversation import key, key_of, message, session_of
 from hosting.program import AgentError, run
 from hosting.scheduler import scheduler_client
 from hosting.terminal import ProgressLine, command, printable, seconds
 
+from approvals import DECIDED, waiting_calls
 from redis_stream import redis_client, stream_ttl
-from redis_stream_response_handler import START, RedisStreamResponseHandler, StreamChunk
+from redis_stream_response_handler import START, RedisStreamResponseHandler, StreamChunk, cursor
 
 DEMO = "Plan a 3-day trip to Tokyo next week. I like food and gardens."
 
@@ -20,11 +21,11 @@ DEMO = "Plan a 3-day trip to Tokyo next week. I like food and gardens."
 def main() -> None:
     """Ask what the command line says, or continue with an answer that was asked for earlier."""
     arguments = parse_arguments()
-    redis, ttl = redis_client(), stream_ttl()
     agents = AgentClient(scheduler_client(), arguments.timeout)
     planner = agents.get_agent("TravelPlanner")
     session = session_of("TravelPlanner", arguments.session) if arguments.session else planner.create_session()
-
+    redis, ttl, stored = redis_client(), stream_ttl(), lambda _: agents.stored_conversation(session)
+    handler = RedisStreamResponseHandler(redis, ttl, stored, arguments.timeout)
     print(f"Conversation {key_of(session)}", flush=True)
     question = None
     if arguments.message:
@@ -33,20 +34,22 @@ def main() -> None:
         print(f"You: {printable(arguments.message)}\n")
         # Returns immediately. From here on the answer is written, whether or not anybody reads it.
         question = planner.run(arguments.message, session=session, options={"wait_for_response": False}).response_id
-    handler = RedisStreamResponseHandler(redis, ttl, lambda _: agents.stored_conversation(session), arguments.timeout)
-    asyncio.run(follow(handler, key_of(session), arguments.cursor, question, arguments.disconnect_after))
+    ended = asyncio.run(follow(handler, key_of(session), arguments.cursor, question, arguments.disconnect_after or 0))
+    for call in waiting_calls(scheduler_client(), entity_of(session)) if ended and not arguments.message else ():
+        print(f"\n[A call waits for approval: {command('approve.py')} approve {call}]\n", flush=True)
+        asyncio.run(follow(handler, key_of(session), START, call + DECIDED))
 
 
 async def follow(
-    handler: RedisStreamResponseHandler, key: str, cursor: str, question: str | None, at_most: int | None
-) -> None:
-    """Print an answer piece by piece. Raises AgentError if it fails, or fails to appear."""
+    handler: RedisStreamResponseHandler, key: str, cursor: str, turn: str | None, at_most: int = 0
+) -> bool:
+    """Print an answer piece by piece; True: to its end. Raises AgentError if it fails, or fails to appear."""
     resume, pieces, silence, progress = f"{command()} --session {key}", 0, 0, ProgressLine()
     try:
         async with handler:
-            if question:
-                await handler.announce(key, question)
-            async for chunk in handler.read_stream(key, cursor, question):
+            if turn and not turn.endswith(DECIDED):
+                await handler.announce(key, turn)
+            async for chunk in handler.read_stream(key, cursor, turn):
                 if chunk == StreamChunk(chunk.entry_id):
                     silence += 1  # seconds
                     if silence == 2 and pieces:
@@ -66,13 +69,14 @@ async def follow(
                     raise AgentError(chunk.error if chunk.is_done else f"{chunk.error}\nTo read on:\n  {resume}")
                 if chunk.is_done:
                     print(f'\n\nTo continue:\n  {command()} --session {key} "What if it rains?"')
-                    return
-                if pieces == at_most:
+                    return True
+                if pieces and pieces == at_most:
                     print(f"\n\n[Disconnected after {pieces} chunks.] To read on:\n  {resume}")
-                    return
+                    return False
     except asyncio.CancelledError:  # Ctrl-C
         print(f"\n\n[Interrupted; the answer is written without you.] To read on:\n  {resume}", flush=True)
         raise
+    return False
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -80,18 +84,15 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("message", nargs="?", type=message, help="what to ask (default: a trip to Tokyo)")
     parser.add_argument("--session", type=key, metavar="KEY", help="without a message: read its newest answer")
-    parser.add_argument("--cursor", default=START, metavar="ID", help="read on after this chunk")
+    parser.add_argument("--cursor", type=cursor, default=START, metavar="ID", help="read on after this chunk")
     parser.add_argument("--disconnect-after", type=int, metavar="N", help="leave after N chunks, to try --cursor")
     parser.add_argument("--timeout", type=seconds, default=120, metavar="SECONDS", help="of silence (120)")
     arguments = parser.parse_args()
-    if not re.fullmatch(r"\d{1,20}-\d{1,20}", arguments.cursor, re.ASCII):
-        parser.error("--cursor takes the id of a chunk, such as 1732300000000-0; Ctrl-C prints one")
     if arguments.cursor != START and (arguments.message or not arguments.session):
         parser.error("--cursor reads on in an answer: it needs --session, and takes no message")
     if arguments.disconnect_after is not None and arguments.disconnect_after < 1:
         parser.error("--disconnect-after takes a number of chunks, 1 or more")
-    if not arguments.session:
-        arguments.message = arguments.message or DEMO
+    arguments.message = arguments.message or (None if arguments.session else DEMO)
     return arguments
 
 

@@ -6,7 +6,9 @@ with which text. So whatever happens to Redis or to a worker, a reader ends with
 
 import asyncio
 import json
+import re
 import time
+from argparse import ArgumentTypeError
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,6 +30,13 @@ from redis_stream import Entry, stream_key, trouble, write
 STORED_BYTES = 1024 * 1024  # of a conversation
 START = "0-0"  # the cursor before the first entry
 FIRST_WAIT, LONGEST_WAIT = 0.01, 1.0  # seconds that one read waits; after it, a look at the stored conversation
+
+
+def cursor(text: str) -> str:
+    """The id of a chunk, as the `type` of an argument."""
+    if not re.fullmatch(r"\d{1,20}-\d{1,20}", text, re.ASCII):
+        raise ArgumentTypeError("it takes the id of a chunk, such as 1732300000000-0; Ctrl-C prints one")
+    return text
 
 
 @dataclass(frozen=True)

@@ -52,16 +52,17 @@ def watched(function: Any) -> Any:
 def main() -> None:
     """Change the sample, and run its worker."""
     sys.path.insert(0, os.getcwd())
-    scheduler, chat = import_module("hosting.scheduler"), import_module("hosting.chat_client")
+    scheduler: Any = import_module("hosting.scheduler")
     scheduler.AGENT_CALLS = int(os.environ.get("THREADS") or scheduler.AGENT_CALLS)
-    tools, durable_tool = import_module("tools"), import_module("durable_tools").durable_tool
+    tools: Any = import_module("tools")
+    durable_tool = import_module("durable_tools").durable_tool
     seconds = float(os.environ.get("APPROVAL_SECONDS") or 0)
     function = watched(tools.reserve_table.func.__wrapped__)
     tools.reserve_table = durable_tool(bool(seconds), timedelta(seconds=seconds))(function)
     tools.Path = StoppingPath
-    worker = import_module("worker")
+    worker: Any = import_module("worker")
     if os.environ.get("STREAM") == "no":
-        vars(worker)["chat_client"] = lambda **_: chat.chat_client()
+        worker.chat_client = lambda **_: import_module("hosting.chat_client").chat_client()
     import_module("hosting.program").run(worker.main)
 
 

@@ -19,8 +19,10 @@ from durabletask.client import OrchestrationQuery, OrchestrationState, Orchestra
 from durabletask.entities import EntityInstanceId
 from orchestrations import scheduler_client
 from scripted_model import ScriptedModel
-from test_03_streaming import has_results
+from test_03_streaming import RedisServer, has_results
 from test_outage import StoredScheduler
+
+from local_services.redis_server import redis_program
 
 WORKER = ROOT / "tests" / "booking_worker.py"
 DINNER = "Reserve a table for 4 at Chez Paul in Lisbon tomorrow at 20:00."
@@ -260,6 +262,14 @@ def test_three_times_as_many_turns_as_threads(bookings: Bookings) -> None:
     assert len(bookings.effects) == len(bookings.runs) == 12
 
 
+def test_a_call_that_takes_long_delays_no_other_conversation(bookings: Bookings) -> None:
+    """All agents of a worker share one event loop."""
+    bookings.start_worker(STOP_AT="before")
+    bookings.ask()
+    eventually((bookings.folder / "STOPPED").exists, "the tool runs")
+    assert bookings.answer(*bookings.ask("Hello!"))
+
+
 # Approval --------------------------------------------------------------------------------------------------------
 
 
@@ -371,3 +381,19 @@ def test_the_turn_that_tells_cannot_call(bookings: Bookings, model: ScriptedMode
     assert "Refused" in bookings.answer(key, f"{call}-decided")
     assert [request["tool_choice"] for request in model.requests if tells(request)] == ["none"]
     assert len(bookings.calls()) == len(bookings.runs) == 1
+
+
+@pytest.mark.skipif(not redis_program(), reason="needs a real redis-server")
+def test_a_client_that_follows_the_conversation_sees_it_come(bookings: Bookings, start: Start) -> None:
+    bookings.sample.settings["REDIS_CONNECTION_STRING"] = RedisServer(start).address
+    bookings.start_worker(APPROVAL_SECONDS="3600")
+    asked = bookings.sample.run_client(DINNER)
+    assert (asked.wait(), asked.errors) == (0, "")
+    call = waiting_call(bookings)
+    assert f"approval, ID {call}" in asked.output
+    follower = bookings.sample.start_client("--session", asked.wait_for(r"Conversation (\w+)")[1])
+    follower.wait_for(f"waits for approval: python approve.py approve {call}]")
+    assert bookings.command("approve", call).wait() == 0
+    assert (follower.wait(), RESERVED in follower.output) == (0, True), follower.output + follower.errors
+    late = bookings.sample.run_client("--session", asked.wait_for(r"Conversation (\w+)")[1])
+    assert (late.wait(), RESERVED in late.output, "waits" in late.output) == (0, True, False)

@@ -1,4 +1,4 @@
-"""A draft that waits for a person's decision. Sample 07 writes it into its orchestration's custom status."""
+"""What waits for a person's decision: a draft of sample 07, or a tool's call of 03. It is in the custom status."""
 
 import uuid
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ FEEDBACK_LIMIT = 20_000  # characters, as in sample 07
 
 @dataclass(frozen=True)
 class Approval:
-    """A draft that waits for a decision."""
+    """A draft that waits for a decision, or a call."""
 
     headline: str
     title: str = ""
@@ -22,11 +22,18 @@ class Approval:
     attempt: int | None = None
     deadline: datetime | None = None
     ignored: str = ""  # why the previous decision did not count
+    call: str = ""  # which call, if it is no draft
 
     def decision(self, approved: bool, feedback: str) -> dict[str, Any]:
-        """The event's payload. It contains the draft's number, so that it cannot count for a later draft."""
-        numbered = {} if self.attempt is None else {"attempt": self.attempt, "decision_id": uuid.uuid4().hex}
-        return {"approved": approved, "feedback": feedback, **numbered}
+        """The event's payload. It says which draft or call it is for, so that it cannot count for another one."""
+        which = {"call": self.call} if self.call else {"attempt": self.attempt} if self.attempt is not None else {}
+        sender = {"decision_id": uuid.uuid4().hex} if which else {}
+        return {"approved": approved, "feedback": feedback, **which, **sender}
+
+    @property
+    def what(self) -> str:
+        """What is decided on, for people."""
+        return "call" if self.call else "draft"
 
 
 def waiting(custom_status: str | None) -> Approval | None:
@@ -44,6 +51,7 @@ def waiting(custom_status: str | None) -> Approval | None:
         attempt=attempt if isinstance(attempt, int) else None,
         deadline=parsed_time(about.get("deadline")),
         ignored=str(_last_decision(about).get("ignored") or ""),
+        call=str(about.get("call") or ""),
     )
 
 

@@ -1,4 +1,4 @@
-"""A draft that waits for a person's decision, with the buttons for it."""
+"""A draft or a call that waits for a person's decision, with the buttons for it."""
 
 from typing import Any
 
@@ -51,19 +51,19 @@ class Review:
         async def approve() -> bool:
             return await self._send(approval.decision(True, ""))
 
-        with asking("Approve this draft?", approval.title, "Approve", approve):
+        with asking(f"Approve this {approval.what}?", approval.title, "Approve", approve):
             pass
 
     def _reject(self, approval: Approval) -> None:
         async def reject() -> bool:
             text = (feedback.value or "").strip()
             if not text:
-                ui.notify("The feedback cannot be empty: the next draft is based on it.", type="warning")
+                ui.notify("The feedback cannot be empty: it says what to do better.", type="warning")
                 return False
             return await self._send(approval.decision(False, text))
 
-        with asking("Reject this draft", approval.title, "Reject", reject):
-            feedback = ui.textarea("What should the next draft do better?")
+        with asking(f"Reject this {approval.what}", approval.title, "Reject", reject):
+            feedback = ui.textarea("Why?" if approval.call else "What should the next draft do better?")
             feedback.props(f"outlined autogrow autofocus maxlength={FEEDBACK_LIMIT}")
 
     async def _send(self, decision: dict[str, Any]) -> bool:
