@@ -11,6 +11,7 @@ from hashlib import sha256
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 from hosting.agent_runtime import RUN, notice
+from hosting.terminal import command
 
 from durabletask.client import OrchestrationQuery, OrchestrationState, OrchestrationStatus, TaskHubGrpcClient
 from durabletask.entities import EntityInstanceId
@@ -105,13 +106,30 @@ def decision_on(context: OrchestrationContext, call: ToolCall) -> Step[Decision 
         shown["last_decision"] = {"decision_id": decision.decision_id, "ignored": "It is for another call."}
 
 
-def waiting_calls(client: TaskHubGrpcClient, conversation: object = None) -> dict[str, ToolCall]:
-    """What waits for a decision, by instance id; of one conversation (its entity's id), or of all."""
+def waiting_calls(client: TaskHubGrpcClient) -> dict[str, ToolCall]:
+    """What waits for a decision, by instance id."""
     running = OrchestrationQuery(runtime_status=[OrchestrationStatus.RUNNING], fetch_inputs_and_outputs=True)
-    waiting = {one.instance_id: call_of(one) for one in client.get_all_orchestration_states(running) if waits(one)}
+    return {one.instance_id: call_of(one) for one in client.get_all_orchestration_states(running) if waits(one)}
+
+
+def untold_calls(client: TaskHubGrpcClient, conversation: EntityInstanceId) -> dict[str, str]:
+    """Calls that need approval and of whose outcome the agent has not told yet; what a person should know of each."""
+    entity = client.get_entity(conversation, include_state=True)
+    told = (entity.get_state() if entity else None) or ""
+    mine = OrchestrationQuery(instance_id_prefix=prefix_of(str(conversation)), fetch_inputs_and_outputs=True)
+    calls = {one.instance_id: one for one in client.get_all_orchestration_states(mine) if one.failure_details is None}
     return {
-        key: call for key, call in waiting.items() if conversation is None or str(conversation) == call.conversation
+        key: f"A call waits for approval: {command('approve.py')} approve {key}"
+        if waits(one)
+        else "A call was decided on."
+        for key, one in calls.items()
+        if call_of(one).approval_seconds is not None and key + DECIDED not in str(told)
     }
+
+
+def prefix_of(conversation: str) -> str:
+    """How the ids of a conversation's calls begin."""
+    return sha256(conversation.encode()).hexdigest()[:12]
 
 
 def waits(state: OrchestrationState | None) -> bool:

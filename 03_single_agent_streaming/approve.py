@@ -20,7 +20,7 @@ def main() -> None:
     with scheduler_client() as client:
         if arguments.command == "list":
             for instance, call in waiting_calls(client).items():
-                print(f"{instance}\n  {printable(json.dumps(call.arguments, ensure_ascii=False))}")
+                print(f"{instance}\n  {call.tool} {printable(json.dumps(call.arguments, ensure_ascii=False))}")
         else:
             decide(client, arguments.id, arguments.command == "approve", arguments.reason, arguments.timeout)
             print("Approved." if arguments.command == "approve" else "Rejected.")

@@ -11,7 +11,7 @@ from hosting.program import AgentError, run
 from hosting.scheduler import scheduler_client
 from hosting.terminal import ProgressLine, command, printable, seconds
 
-from approvals import DECIDED, waiting_calls
+from approvals import DECIDED, untold_calls
 from redis_stream import redis_client, stream_ttl
 from redis_stream_response_handler import START, RedisStreamResponseHandler, StreamChunk, cursor
 
@@ -26,6 +26,7 @@ def main() -> None:
     session = session_of("TravelPlanner", arguments.session) if arguments.session else planner.create_session()
     redis, ttl, stored = redis_client(), stream_ttl(), lambda _: agents.stored_conversation(session)
     handler = RedisStreamResponseHandler(redis, ttl, stored, arguments.timeout)
+
     print(f"Conversation {key_of(session)}", flush=True)
     question = None
     if arguments.message:
@@ -35,14 +36,13 @@ def main() -> None:
         # Returns immediately. From here on the answer is written, whether or not anybody reads it.
         question = planner.run(arguments.message, session=session, options={"wait_for_response": False}).response_id
     ended = asyncio.run(follow(handler, key_of(session), arguments.cursor, question, arguments.disconnect_after or 0))
-    for call in waiting_calls(scheduler_client(), entity_of(session)) if ended and not arguments.message else ():
-        print(f"\n[A call waits for approval: {command('approve.py')} approve {call}]\n", flush=True)
+    calls = untold_calls(scheduler_client(), entity_of(session)) if ended and not arguments.message else {}
+    for call, news in calls.items():
+        print(f"\n[{news}]\n", flush=True)
         asyncio.run(follow(handler, key_of(session), START, call + DECIDED))
 
 
-async def follow(
-    handler: RedisStreamResponseHandler, key: str, cursor: str, turn: str | None, at_most: int = 0
-) -> bool:
+async def follow(handler: RedisStreamResponseHandler, key: str, cursor: str, turn: str | None, limit: int = 0) -> bool:
     """Print an answer piece by piece; True: to its end. Raises AgentError if it fails, or fails to appear."""
     resume, pieces, silence, progress = f"{command()} --session {key}", 0, 0, ProgressLine()
     try:
@@ -70,7 +70,7 @@ async def follow(
                 if chunk.is_done:
                     print(f'\n\nTo continue:\n  {command()} --session {key} "What if it rains?"')
                     return True
-                if pieces and pieces == at_most:
+                if pieces and pieces == limit:
                     print(f"\n\n[Disconnected after {pieces} chunks.] To read on:\n  {resume}")
                     return False
     except asyncio.CancelledError:  # Ctrl-C

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from hashlib import sha256
 from typing import Any
 
@@ -26,17 +26,17 @@ from hosting.scheduler import AGENT_CALLS, scheduler_client
 
 import grpc
 from agent_framework import FunctionTool
-from approvals import DECIDED, Step, ToolCall, act_if_approved
+from approvals import DECIDED, Step, ToolCall, act_if_approved, prefix_of
 from durabletask.client import OrchestrationStatus
 from durabletask.internal.orchestrator_service_pb2 import OrchestrationIdReusePolicy
-from durabletask.task import ActivityContext, OrchestrationContext, RetryPolicy, Task
+from durabletask.task import ActivityContext, OrchestrationContext, RetryPolicy
 from durabletask.worker import TaskHubGrpcWorker
 from pydantic_core import to_jsonable_python
 
 UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 RETRY = RetryPolicy(first_retry_interval=timedelta(seconds=1), max_number_of_attempts=3, backoff_coefficient=2)
-# Explicitly none: a scheduler's default may let a new orchestration replace a finished one that has the same id.
-REPLACE_NOTHING = OrchestrationIdReusePolicy(replaceableStatus=[])
+# Explicitly nothing: by Durable Functions' default, a new orchestration replaces a finished one with the same id.
+NO_REUSE = OrchestrationIdReusePolicy(replaceableStatus=[])
 
 
 @dataclass
@@ -48,6 +48,7 @@ class Turn:
     calls: Counter[str] = field(default_factory=Counter)
 
 
+_client = cache(scheduler_client)
 _turn: ContextVar[Turn] = ContextVar("_turn")
 _waiting = ThreadPoolExecutor(AGENT_CALLS, "durable-tools")  # all agents share one event loop, which must not wait
 
@@ -62,9 +63,7 @@ class DurableTool(FunctionTool):
             return await call_once(self.name, to_jsonable_python(arguments), time.total_seconds() if needed else None)
 
         def orchestrate(context: OrchestrationContext, call: ToolCall) -> Step[Any]:
-            def act() -> Task[Any]:
-                return context.call_activity(call.tool, input=call.arguments, retry_policy=RETRY)
-
+            act = partial(context.call_activity, call.tool, input=call.arguments, retry_policy=RETRY)
             return (yield act()) if call.approval_seconds is None else (yield from act_if_approved(context, call, act))
 
         def run(context: ActivityContext, arguments: dict[str, Any]) -> Any:
@@ -106,7 +105,7 @@ async def call_once(tool: str, arguments: dict[str, Any], approval_seconds: floa
     call = ToolCall(tool=tool, arguments=arguments, conversation=turn.conversation, approval_seconds=approval_seconds)
     turn.calls[call.fingerprint] += 1  # the same call twice in a turn is two calls
     identity = [turn.conversation, turn.correlation_id, call.fingerprint, turn.calls[call.fingerprint]]
-    instance = f"{tool}-{sha256(json.dumps(identity).encode()).hexdigest()[:32]}"
+    instance = f"{prefix_of(turn.conversation)}-{sha256(json.dumps(identity).encode()).hexdigest()[:32]}"
     return await asyncio.get_running_loop().run_in_executor(_waiting, result_of, instance, call)
 
 
@@ -116,9 +115,7 @@ def result_of(instance: str, call: ToolCall) -> Any:
         try:
             client = _client()
             if client.get_orchestration_state(instance, fetch_payloads=False) is None:
-                client.schedule_new_orchestration(
-                    call.tool, input=call, instance_id=instance, reuse_id_policy=REPLACE_NOTHING
-                )
+                client.schedule_new_orchestration(call.tool, input=call, instance_id=instance, reuse_id_policy=NO_REUSE)
             if call.approval_seconds is not None:
                 return f"Not done yet: it waits for a person's approval, ID {instance}. The user will hear of it."
             state = client.wait_for_orchestration_completion(instance, timeout=60)
@@ -132,6 +129,3 @@ def result_of(instance: str, call: ToolCall) -> Any:
             # ALREADY_EXISTS: another worker, which was thought dead, has started it in this moment.
             if not isinstance(error, grpc.Call) or error.code() not in (*UNREACHABLE, grpc.StatusCode.ALREADY_EXISTS):
                 raise
-
-
-_client = cache(scheduler_client)

@@ -384,6 +384,22 @@ def test_the_turn_that_tells_cannot_call(bookings: Bookings, model: ScriptedMode
 
 
 @pytest.mark.skipif(not redis_program(), reason="needs a real redis-server")
+def test_a_client_that_comes_between_decision_and_answer_waits_for_it(
+    bookings: Bookings, start: Start, model: ScriptedModel
+) -> None:
+    bookings.sample.settings["REDIS_CONNECTION_STRING"] = RedisServer(start).address
+    bookings.start_worker(APPROVAL_SECONDS="3600")
+    key, turn = bookings.ask()
+    bookings.answer(key, turn)
+    model.held = threading.Event()
+    assert bookings.command("approve", waiting_call(bookings)).wait() == 0
+    client = bookings.sample.start_client("--session", key)
+    client.wait_for("A call was decided on.")
+    model.held.set()
+    assert (client.wait(), RESERVED in client.output) == (0, True), client.output + client.errors
+
+
+@pytest.mark.skipif(not redis_program(), reason="needs a real redis-server")
 def test_a_client_that_follows_the_conversation_sees_it_come(bookings: Bookings, start: Start) -> None:
     bookings.sample.settings["REDIS_CONNECTION_STRING"] = RedisServer(start).address
     bookings.start_worker(APPROVAL_SECONDS="3600")
@@ -396,4 +412,5 @@ def test_a_client_that_follows_the_conversation_sees_it_come(bookings: Bookings,
     assert bookings.command("approve", call).wait() == 0
     assert (follower.wait(), RESERVED in follower.output) == (0, True), follower.output + follower.errors
     late = bookings.sample.run_client("--session", asked.wait_for(r"Conversation (\w+)")[1])
+    assert "decided" not in late.output
     assert (late.wait(), RESERVED in late.output, "waits" in late.output) == (0, True, False)

@@ -213,7 +213,7 @@ def test_the_plan_is_made_with_the_tools(planner: Planner, model: ScriptedModel)
     client = planner.ask("Plan a 2-day trip to Lisbon next week.")
     assert client.wait() == 0
     called = {tool["function"]["name"] for tool in model.requests[0]["tools"]}
-    assert called == {"get_weather_forecast", "get_local_events"}
+    assert called == {"get_weather_forecast", "get_local_events", "reserve_table"}
     assert "26 °C" in shown(client)
     assert "Fado evening" in shown(client)
 
@@ -302,7 +302,9 @@ def test_disconnecting_on_purpose(planner: Planner) -> None:
     assert shown(client) + shown(resumed) == planner.answer(key_of(client))
 
 
-def test_leaving_before_the_first_word_loses_nothing(planner: Planner, model: ScriptedModel) -> None:
+def test_leaving_before_the_first_word_loses_nothing(
+    planner: Planner, model: ScriptedModel, server: RedisServer
+) -> None:
     """Also not the question: the answer that is read later is not that of the turn before."""
     planner.sample.start_worker()
     first = planner.ask("Plan a weekend in Lisbon.")
@@ -310,6 +312,8 @@ def test_leaving_before_the_first_word_loses_nothing(planner: Planner, model: Sc
     model.held = threading.Event()
     second = planner.ask("--session", key_of(first), "Plan a weekend in Paris.")
     eventually(lambda: model.asked("Paris"), "the model is asked")
+    stream = f"agent-stream:{key_of(first)}"
+    eventually(lambda: "attempt" not in server.client().xrevrange(stream, count=1)[0][1], "the question is announced")
     second.signal(signal.SIGINT)
     assert second.wait() == 130
     resumed = planner.ask(*resume_arguments(second))

@@ -262,6 +262,14 @@ def test_a_draft_in_plain_text() -> None:
     assert found.decision(True, "") == {"approved": True, "feedback": ""}
 
 
+def test_a_tool_call_that_waits_for_approval() -> None:
+    found = approval.waiting(status(approval.MARK, call="abc", draft={"title": "reserve_table", "content": "{}"}))
+    assert found
+    assert (found.what, found.title) == ("call", "reserve_table")
+    decision = found.decision(True, "")
+    assert decision == {"approved": True, "feedback": "", "call": "abc", "decision_id": decision["decision_id"]}
+
+
 def test_what_became_of_a_decision() -> None:
     assert approval.outcome(status("Writing draft 2", counted=["mine"]), "mine") == "The decision counts."
     late = status("Writing draft 2", counted=["theirs"], last_decision={"decision_id": "mine", "ignored": "Too late."})

@@ -34,7 +34,7 @@ PROGRAMS = ("python ", "python3 ", "pip ", "docker ", "az ", "azd ", "cp ", "kil
 
 # The kinds of commands. The first are run when a README is followed, the others by the tests in their comments.
 KINDS = {
-    "program": r"python (\w+/)?(client|sample|review)\.py\b.*",
+    "program": r"python (\w+/)?(client|sample|review|approve)\.py\b.*",
     "worker": r"([A-Z_]+=\S+ )?python (\w+/)?worker\.py",
     "kill": r"kill -9 PROCESS_ID",
     "redis": r"python -c .*redis\.Redis\(.*",
@@ -136,7 +136,7 @@ def python_for(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Pat
 
 FOUND_IN = {  # where a reader finds what stands in capitals; the latest counts
     "KEY": r"(?:--session|Conversation) (\w+)",
-    "ID": r"--cursor (\S+)|Orchestration: +([\w-]+)|^([0-9a-f]{32})(?:$|  draft)",
+    "ID": r"--cursor (\S+)|Orchestration: +([\w-]+)|^([0-9a-f]{32}|[0-9a-f]{12}-[0-9a-f]{32})(?:$|  draft)",
 }
 
 
