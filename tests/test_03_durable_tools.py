@@ -310,6 +310,16 @@ def test_approved_after_worker_and_scheduler_were_killed(
     assert (late.wait(), "waits for a decision" in late.errors) == (1, True)
 
 
+def test_the_sample_as_it_is(bookings: Bookings) -> None:
+    """A plan with a table is one answer, and more than eight people need approval."""
+    bookings.sample.start_worker()
+    answer = bookings.answer(*bookings.ask("Plan a weekend in Paris, and reserve a table for dinner."))
+    assert "**Arranged:** Reserved. · A table for 2 at a good restaurant in Paris" in answer
+    assert "Day 2" in answer
+    assert "approval, ID" in bookings.answer(*bookings.ask("Reserve a table for 12 in Lisbon."))
+    assert len(bookings.effects) == 1
+
+
 def test_rejected(bookings: Bookings) -> None:
     bookings.start_worker(APPROVAL_SECONDS="3600")
     key, turn = bookings.ask()
