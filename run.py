@@ -34,6 +34,10 @@ def main(arguments):
     elif command == "test":
         prepare("test")
         hand_over([str(PYTHON), "-m", "pytest"] + arguments[1:])
+    elif command == "prove":
+        prepare("local")
+        os.environ["RUN_FROM"] = os.getcwd()
+        hand_over([str(PYTHON), "-m", "runner.prove"] + arguments[1:])
     elif command == "bench":
         prepare("local")  # for the sample that it times
         prepare("bench")

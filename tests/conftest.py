@@ -1,27 +1,21 @@
 """What the tests share: real processes, a scheduler, a model with faults to order, an environment of their own."""
 
-import atexit
 import importlib
-import os
-import re
 import signal
-import subprocess
 import sys
-import tempfile
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from fork_server import Forked, ForkServer, can_start
 from scripted_model import ScriptedModel
 
-ROOT = Path(__file__).parent.parent
+from runner.addresses import ROOT as ROOT
+from runner.prove.processes import PATIENCE as PATIENCE
+from runner.prove.processes import Process, clean_environment
+from runner.prove.processes import eventually as eventually
 
 # A shell that runs the tests in the background has them ignore SIGINT, nohup has them ignore SIGHUP, and whatever they
 # start would ignore it too.
@@ -51,142 +45,6 @@ sys.excepthook = sys.__excepthook__  # hosting replaces it
 for imported in [name for name in sys.modules if name.partition(".")[0] == "hosting"]:
     del sys.modules[imported]
 
-PATIENCE = 60.0  # seconds until a condition that should come true is given up: far more than it takes
-
-# Set to nothing and not removed: a reader's .env would fill in what is missing, and a test could reach a paid model.
-CLEARED = [
-    "ENDPOINT",
-    "TASKHUB",
-    "AZURE_OPENAI_ENDPOINT",
-    "AZURE_OPENAI_CHAT_DEPLOYMENT_NAME",
-    "AZURE_OPENAI_API_KEY",
-    "OPENAI_BASE_URL",
-    "OPENAI_API_KEY",
-    "OPENAI_MODEL",
-    "REDIS_CONNECTION_STRING",
-    "REDIS_STREAM_TTL_MINUTES",
-    "LOG_LEVEL",
-    "MODEL_TIMEOUT_SECONDS",
-    "RUN_AS",
-    "OFFLINE_MODEL_FIRST_TOKEN_SECONDS",
-    "OFFLINE_MODEL_TOKEN_SECONDS",
-]
-
-
-STATES = tempfile.TemporaryDirectory(prefix="states-")
-
-
-def clean_environment(**settings: str) -> dict[str, str]:
-    """This process's environment without the reader's settings, and with these; run.py's state is new each time."""
-    inherited = {name: value for name, value in os.environ.items() if "OPENAI_" not in name}
-    cleared = {**dict.fromkeys(CLEARED, ""), "STATE_DIRECTORY": str(Path(STATES.name, uuid.uuid4().hex))}
-    return {**inherited, **cleared, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", **settings}
-
-
-def eventually(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
-    """The condition's value as soon as it is true; the test fails if it does not become so."""
-    deadline = time.monotonic() + patience
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"still waiting after {patience:g} s: {what}"
-        time.sleep(0.01)
-    return value
-
-
-@cache
-def fork_server() -> ForkServer:
-    """The one of this process."""
-    server = ForkServer()
-    atexit.register(server.stop)
-    return server
-
-
-def start_new(command: list[str], cwd: Path, env: dict[str, str]) -> subprocess.Popen[str]:
-    """Start a program with its standard streams in pipes."""
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=cwd, env=env, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8")
-
-
-class Process:
-    """A program under test, its output at hand line by line."""
-
-    def __init__(self, *command: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> None:
-        parts = [str(part) for part in command]
-        env = env or clean_environment()
-        self.popen = fork_server().start(parts, cwd, env) if can_start(parts) else start_new(parts, cwd, env)
-        self.out: list[str] = []
-        self.err: list[str] = []
-        self._readers = [
-            threading.Thread(target=_collect, args=(stream, lines), daemon=True)
-            for stream, lines in ((self.popen.stdout, self.out), (self.popen.stderr, self.err))
-        ]
-        for reader in self._readers:
-            reader.start()
-
-    @property
-    def output(self) -> str:
-        """Everything it has printed on stdout so far."""
-        return "".join(self.out)
-
-    @property
-    def errors(self) -> str:
-        """Everything it has printed on stderr so far."""
-        return "".join(self.err)
-
-    def wait_for(self, pattern: str) -> re.Match[str]:
-        """Wait until stdout matches; fails at once when the program has ended without."""
-
-        def look() -> re.Match[str] | None:
-            ended = self.popen.poll() is not None
-            if ended:
-                self._drain()
-            match = re.search(pattern, self.output)
-            assert match or not ended, f"ended without {pattern!r}:\n{self.output}\n{self.errors}"
-            return match
-
-        return eventually(look, f"{pattern!r} in {self.popen.args}")
-
-    def wait(self, patience: float = PATIENCE) -> int:
-        """Its exit code, once it has ended."""
-        code = self.popen.wait(patience)
-        self._drain()
-        return code
-
-    def signal(self, number: int) -> None:
-        """Send it a signal."""
-        self.popen.send_signal(number)
-
-    def kill(self) -> None:
-        """SIGKILL: it has no chance to clean up."""
-        if self.popen.poll() is None:
-            self.popen.kill()
-        self.wait()
-
-    def stop(self) -> None:
-        """SIGTERM, and SIGKILL if that is not heard."""
-        if self.popen.poll() is None:
-            self.signal(signal.SIGTERM)
-            try:
-                self.wait(15)
-            except subprocess.TimeoutExpired:
-                self.kill()
-        self._drain()
-
-    def _drain(self) -> None:
-        for reader in self._readers:
-            reader.join(5)
-        for stream in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
-            if stream and not stream.closed:
-                stream.close()
-
-
-def _collect(stream: Any, lines: list[str]) -> None:
-    try:
-        for line in stream:
-            lines.append(line)
-    except ValueError:
-        pass  # closed while it was read
-
-
 Start = Callable[..., Process]
 
 
@@ -201,8 +59,7 @@ def start() -> Iterator[Start]:
 
     yield start_one
     for process in reversed(processes):
-        # A worker takes a second to stop. Nothing else works on the test's task hub, so it may as well be killed.
-        process.kill() if isinstance(process.popen, Forked) else process.stop()
+        process.end()
 
 
 @pytest.fixture(scope="session")
