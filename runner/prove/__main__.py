@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from runner.prove import driver
 from runner.prove.cases import QUIET, VICTIMS, Case, all_cases, random_cases, without_scheduler
 from runner.prove.checks import Outcome
-from runner.prove.driver import SCHEDULER_PROGRAM, Run, Services
+from runner.prove.driver import Run, Services
 from runner.prove.processes import Process, fork_server
 from runner.prove.report import Table, as_json, last_line
 from runner.state import users_folder
@@ -31,7 +32,7 @@ def main(given: list[str]) -> int:
     """Run what the command line says; returns the exit code."""
     arguments = parse_arguments(given)
     seed = arguments.seed if arguments.seed is not None else random.randrange(10**6)  # noqa: S311
-    chosen = all_cases(arguments.sample, arguments.kill)
+    chosen = all_cases(arguments.sample, arguments.kill, arguments.step)
     if arguments.against:
         chosen = without_scheduler(chosen)
     chosen += random_cases(chosen, arguments.rounds, random.Random(seed))  # noqa: S311
@@ -67,7 +68,7 @@ def services(folder: str, against: str) -> tuple[Services, Process | None]:
     fork_server()
     if against:
         return Services(folder, against, os.environ.get("TASKHUB") or "default"), None
-    command = [sys.executable, *SCHEDULER_PROGRAM, "--port", "0", "--state", str(Path(folder, "state.db"))]
+    command = [sys.executable, *driver.SCHEDULER_PROGRAM, "--port", "0", "--state", str(Path(folder, "state.db"))]
     scheduler = Process(*command)
     return Services(folder, scheduler.wait_for(r"scheduler ready: (\S+)")[1]), scheduler
 
@@ -91,7 +92,8 @@ def parse_arguments(given: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="run.py prove", description=__doc__)
     parser.add_argument("--sample", default="", metavar="NUMBER", help="only this one, such as 04")
-    parser.add_argument("--kill", default="", choices=[one for one in VICTIMS], help="only this process")
+    parser.add_argument("--kill", default="", choices=VICTIMS, help="only this process")
+    parser.add_argument("--step", default="", metavar="NAME", help="only at this step, such as 'answer stored'")
     parser.add_argument("--rounds", type=int, default=0, metavar="N", help="N more kills of each, at random moments")
     parser.add_argument("--seed", type=int, metavar="N", help="repeats the random moments of an earlier run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all runs to this file")

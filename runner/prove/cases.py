@@ -24,7 +24,7 @@ class Step:
         answers: so many answers are stored.
         unseen: and the client has not seen the last of them.
         begun: whether the worker has begun.
-        draft: this draft waits for a person.
+        draft: this draft waits for a person, or a tool's call, which counts as draft 1.
         late: the successor starts when the time for a decision is over.
         retry: the model's first answer was empty, and the second attempt waits for its time.
         victims: what is killed there.
@@ -109,6 +109,8 @@ SECOND = Step("model called second", "request 2", asked=2, victims=ALL)
 DONE = Step("answer stored", "request 2", asked=2, answers=2, unseen=True)
 
 JOKES = ("Tell me a joke about a pirate.", "Now explain that joke.")  # as 01's client asks without arguments
+DINNER = "Reserve a table for 4 at Chez Paul in Lisbon tomorrow at 20:00."
+PARTY = "Reserve a table for 12 at Chez Paul in Lisbon tomorrow at 20:00."  # so many need a person's approval
 RUST, SIMPLER, LISBON = "Why does iron rust?", "Please explain that more simply.", "Plan a day in Lisbon."
 
 SAMPLES_AND_STEPS = [
@@ -139,6 +141,27 @@ SAMPLES_AND_STEPS = [
         ask=(LISBON,),
         again=("--session", "{id}"),
         questions=(("TravelPlanner", LISBON),),
+    ),
+    Sample(
+        "03",
+        (
+            Step("table not yet reserved", "before reserve_table"),
+            Step("table reserved", "after reserve_table"),
+            Step("tool's result stored", "request 2", victims=WITH_REDIS),
+        ),
+        ask=(DINNER,),
+        again=("--session", "{id}"),
+        questions=(("TravelPlanner", DINNER),),
+        effects=1,
+    ),
+    Sample(
+        "03",
+        (Step("waiting for approval", draft=1),),
+        ask=("--session", "{id}"),
+        again=("--session", "{id}"),
+        before=(PARTY,),
+        questions=(("TravelPlanner", PARTY),),
+        effects=1,
     ),
     Sample("04", (STORED, FIRST_AND_QUIET, SECOND, Step("pause before a retry", retry=True), DONE)),
     Sample(
@@ -201,15 +224,15 @@ def steps_of(sample: Sample) -> tuple[Step, ...]:
     return tuple(step for step in sample.steps if sys.platform != "win32" or (step.begun and not step.unseen))
 
 
-def all_cases(number: str = "", kill: str = "") -> list[Case]:
-    """All kills at a step, or those of one sample, or of one process."""
+def all_cases(number: str = "", kill: str = "", at: str = "") -> list[Case]:
+    """All kills at a step, or those of one sample, of one process, or at one step."""
     victims = [one for one in VICTIMS if one.startswith(kill) and (sys.platform != "win32" or one not in QUIET)]
     return [
         Case(sample, victim, step)
         for sample in SAMPLES_AND_STEPS
         for victim in victims
         for step in steps_of(sample)
-        if victim in step.victims and sample.number.startswith(number)
+        if victim in step.victims and sample.number.startswith(number) and step.name.startswith(at)
     ]
 
 

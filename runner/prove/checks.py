@@ -162,5 +162,6 @@ def printed(run: "Run", stored: Stored, client: Process) -> list[str]:
 def shown(output: str) -> str:
     """03's answer as it stands on the screen; after a restart, what came since."""
     text = re.sub(r"\A(.*\n)?Conversation \w+\n(You: .*\n\n)?", "", output)
+    text = re.sub(r"(?s).*\n\[A call waits for approval: .*?\]\n\n", "", text)
     text = re.split(r"\n\n(?:To continue:|\[Disconnected|\[Interrupted)", text)[0]
     return text.rpartition("starts again.]\n\n")[2]

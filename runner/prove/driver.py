@@ -61,6 +61,7 @@ class Run:
         self._all: list[Process] = []
         self._ports = {name: free_port() for name in (SCHEDULER, MODEL, REDIS)}
         self._decided = {0}  # drafts
+        self._call = ""  # of a tool, that waits for approval
         hub = services.hub or f"prove-{uuid.uuid4().hex[:8]}"
         address = f"http://127.0.0.1:{self._ports[SCHEDULER]}" if self._has_scheduler else services.scheduler
         self.scheduler = Scheduler(address, hub)
@@ -73,6 +74,7 @@ class Run:
             "REDIS_CONNECTION_STRING": f"redis://127.0.0.1:{self._ports[REDIS]}",
             "EMAIL_DIRECTORY": str(self.effects),
             "CONTENT_DIRECTORY": str(self.effects),
+            "RESERVATIONS_DIRECTORY": str(self.effects),
             "PROVE_FOLDER": str(self.folder),
             "PROVE_STOP": self.step.stop,
         }
@@ -141,11 +143,11 @@ class Run:
         return Journal(self.folder)
 
     def until(self, condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
-        """Wait for a condition; meanwhile the person of 07 decides on drafts."""
+        """Wait for a condition; meanwhile a person decides on drafts, or on the call of a tool."""
 
         def look() -> Any:
             found = condition()
-            if not found and self.sample.number == "07" and not self.step.late and self.id:
+            if not found and self.sample.before and not self.step.late and self.id:
                 self._decide()
             return found
 
@@ -154,11 +156,18 @@ class Run:
     def _decide(self) -> None:
         if (draft := self._draft()) not in self._decided:
             self._decided.add(draft)
-            self.scheduler.decide(self.id, draft)
+            if self._call:
+                self.scheduler.approve(self._call)
+            else:
+                self.scheduler.decide(self.id, draft)
         time.sleep(0.03)
 
     def _draft(self) -> int:
         """The number of the draft that waits for a decision; 0 if none does."""
+        if self.sample.questions:
+            waits = re.search(r"A call waits for approval: .* approve (\S+)\]", self._processes[CLIENT].output)
+            self._call = waits[1] if waits else self._call
+            return int(bool(self._call))
         waits = re.match(WAITS, self.stored().said)
         return int(waits[1]) if waits else 0
 
@@ -190,7 +199,9 @@ class Run:
         if not self.step.begun:
             worker.freeze()
         if self.sample.before:
-            self.id = self.start(CLIENT, *self.sample.before).wait_for(r"(\S+)\n")[1]
+            first = self.start(CLIENT, *self.sample.before)
+            first.wait()
+            self.id = first.wait_for(r"\A(?:Conversation )?(\S+)\n")[1]
         gives_up = GIVES_UP if self.case.victim == FROZEN_SCHEDULER else ()
         client = self.start(CLIENT, *self.sample.ask, *gives_up)
         if not self.case.moment:

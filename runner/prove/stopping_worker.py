@@ -31,5 +31,9 @@ if __name__ == "__main__":
     sys.argv = [os.path.join(os.getcwd(), "worker.py")]
     worker = importlib.import_module("worker")
     name = os.environ["PROVE_STOP"].split()[1]
-    setattr(worker, name, stopping(getattr(worker, name)))
+    effect = getattr(worker, name)
+    if hasattr(effect, "activity"):  # a durable tool
+        effect.activity = stopping(effect.activity)
+    else:
+        setattr(worker, name, stopping(effect))
     importlib.import_module("hosting.program").run(worker.main)
