@@ -43,9 +43,9 @@ def main(given: list[str]) -> int:
         print(f"The random moments are those of --rounds {arguments.rounds} --seed {seed}.")
     table, began = Table(chosen), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="prove-") as folder:
-        shared, scheduler = services(folder, arguments.against)
         pools = ThreadPoolExecutor(len(chosen)), ThreadPoolExecutor(1 if arguments.against else LANES)
         try:
+            shared, scheduler = services(folder, arguments.against)
             for outcome in outcomes_of(chosen, shared, *pools):
                 table.add(outcome)
         except KeyboardInterrupt:
@@ -82,10 +82,9 @@ def outcomes_of(
         with Run(case, shared) as one:
             return one.run()
 
-    with waiting, working:
-        futures = [(waiting if case.victim in QUIET else working).submit(run, case) for case in chosen]
-        for future in as_completed(futures):
-            yield future.result()
+    futures = [(waiting if case.victim in QUIET else working).submit(run, case) for case in chosen]
+    for future in as_completed(futures):
+        yield future.result()
 
 
 def parse_arguments(given: list[str]) -> argparse.Namespace:

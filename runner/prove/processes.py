@@ -94,10 +94,12 @@ class Process:
     """
 
     _not_forked: ClassVar[list["Process"]] = []
+    _over: ClassVar[bool] = False  # all were killed, and no more are started
 
     def __init__(
         self, *command: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None, fresh: bool = False
     ) -> None:
+        assert not self._over
         parts = [str(part) for part in command]
         env = env or clean_environment()
         if fresh and parts[0] == sys.executable:
@@ -157,6 +159,7 @@ class Process:
     @classmethod
     def kill_all(cls) -> None:
         """Kill all that this process has started, also while other threads wait for them."""
+        cls._over = True
         fork_server().stop()
         for process in list(cls._not_forked):
             process.popen.kill()
