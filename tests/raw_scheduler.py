@@ -11,6 +11,8 @@ import durabletask.internal.orchestrator_service_pb2_grpc as stubs
 import grpc
 from conftest import Process, Start
 
+from runner.prove.processes import free_port
+
 
 class RawScheduler:
     """Calls by name, in one task hub, for use in a `with`."""
@@ -91,15 +93,14 @@ class StoredScheduler:
 
     def __init__(self, start: Start, state: Path, *options: str) -> None:
         self.state = state
-        self._start, self._options = start, options
+        self._start, self._options, self._port = start, options, free_port()
         self.address = ""
         self.process: Process
         self.start()
 
     def start(self) -> None:
-        """Start it: the first time on a free port, then on the same one."""
-        port = self.address.rpartition(":")[2] or "0"
-        self.process = self.begin("--port", port)
+        """Start it, each time on the same port."""
+        self.process = self.begin("--port", str(self._port))
         self.address = self.process.wait_for(r"scheduler ready: (\S+)\n")[1]
 
     def begin(self, *options: str) -> Process:

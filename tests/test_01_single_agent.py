@@ -272,23 +272,6 @@ def test_ctrl_c_during_an_answer_says_how_to_come_back(joker: Sample, model: Scr
 # What survives ----------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_killed_in_the_middle_of_a_model_call_is_replaced(joker: Sample, model: ScriptedModel) -> None:
-    model.held = threading.Event()
-    first = joker.start_worker()
-    client = joker.start_client("Tell me a joke about a pirate.")
-    eventually(lambda: model.requests, "the model is asked")
-    first.kill()
-    joker.start_worker()
-    eventually(lambda: len(model.requests) == 2, "the model is asked again")
-    model.held.set()
-    assert client.wait() == 0, client.errors
-    (joke,) = answers(client)
-    assert stored_turns(joker, key_of(client)) == [
-        ("request", "Tell me a joke about a pirate."),
-        ("response", joke),
-    ]
-
-
 def test_a_question_asked_while_no_worker_runs_is_answered_later(joker: Sample) -> None:
     client = joker.start_client("Tell me a joke about a cat.")
     client.wait_for("You: ")

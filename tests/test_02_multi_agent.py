@@ -253,29 +253,6 @@ def test_a_model_that_fails_the_expert_is_said(experts: Sample, model: ScriptedM
     assert "RouterAgent: ChemistAgent" in client.output
 
 
-def test_a_worker_killed_between_router_and_expert_is_replaced(experts: Sample, model: ScriptedModel) -> None:
-    first = experts.start_worker()
-    client = experts.start_client("Why does iron rust?")
-    client.wait_for("RouterAgent: ChemistAgent")
-    first.kill()
-    experts.start_worker()
-    assert client.wait() == 0, client.errors
-    assert answers(client)[-1][0] == "ChemistAgent"
-
-
-def test_a_worker_killed_while_the_router_thinks_is_replaced(experts: Sample, model: ScriptedModel) -> None:
-    model.held = threading.Event()
-    first = experts.start_worker()
-    client = experts.start_client("Why does iron rust?")
-    eventually(lambda: model.requests, "the router's model is asked")
-    first.kill()
-    experts.start_worker()
-    eventually(lambda: len(model.requests) == 2, "it is asked again")
-    model.held.set()
-    assert client.wait() == 0, client.errors
-    assert [name for name, _ in answers(client)] == ["RouterAgent", "ChemistAgent"]
-
-
 def test_worker_and_client_in_one_process(experts: Sample) -> None:
     client = experts.run_client("Why does iron rust?", program="sample.py")
     assert client.wait() == 0, client.errors

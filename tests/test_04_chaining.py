@@ -168,29 +168,6 @@ def test_worker_and_client_in_one_process(chain: Sample) -> None:
     assert complaints(both) == ""
 
 
-def test_the_worker_is_killed_at_every_step(chain: Sample, model: ScriptedModel) -> None:
-    first_gate = model.held = threading.Event()
-    worker = chain.start_worker()
-    client = chain.start_client()
-    eventually(lambda: model.asked("Write a concise"), "the first step is under way")
-    worker.kill()
-    worker = chain.start_worker()
-    eventually(lambda: len(model.asked("Write a concise")) == 2, "the first step is made again")
-
-    second_gate = model.held = threading.Event()
-    first_gate.set()
-    eventually(lambda: model.asked("Improve that sentence"), "the second step is under way")
-    worker.kill()
-    worker = chain.start_worker()
-    eventually(lambda: len(model.asked("Improve that sentence")) == 2, "the second step is made again")
-    second_gate.set()
-
-    assert client.wait() == 0, client.errors
-    assert client.output.endswith(f"First draft:   {DRAFT}\nImproved:      {IMPROVED}\n")
-    assert len(model.asked("Write a concise")) == 2, "a finished step is not asked of the model again"
-    assert len(texts(model.requests[-1])) == 3, "the conversation has each turn once"
-
-
 # A model that is away ---------------------------------------------------------------------------------------------
 
 
@@ -251,17 +228,6 @@ def test_try_now_ends_a_pause(chain: Sample, model: ScriptedModel, hasty_worker:
             scheduler.raise_orchestration_event(instance, "TryNow")
     assert client.wait() == 0, client.errors
     assert len(model.requests) == 9
-
-
-def test_the_worker_is_killed_in_the_pause_before_a_retry(chain: Sample, model: ScriptedModel) -> None:
-    model.say("", times=1)
-    worker = chain.start_worker()
-    client = chain.start_client()
-    eventually(lambda: "empty" in worker.errors, "the first attempt has failed")
-    worker.kill()
-    chain.start_worker()
-    assert client.wait() == 0, client.errors
-    assert f"Improved:      {IMPROVED}" in client.output
 
 
 # An agent that is not there ---------------------------------------------------------------------------------------

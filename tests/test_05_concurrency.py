@@ -279,45 +279,6 @@ def test_many_pairs_of_answers_that_arrive_at_the_same_moment(experts: Sample, m
     assert len(model.requests) == 40
 
 
-def test_the_worker_is_killed_at_every_step(experts: Sample, model: ScriptedModel) -> None:
-    both_gate = model.held = threading.Event()
-    worker = experts.start_worker()
-    client = experts.start_client()
-    eventually(lambda: len(model.requests) == 2, "both are under way")
-    worker.kill()
-    worker = experts.start_worker()
-    eventually(lambda: len(model.requests) == 4, "both are asked again")
-
-    model.say("", times=2, matches=is_for("chemistry"))  # to the dead worker, too
-    chemist_gate = model.held = threading.Event()
-    both_gate.set()
-    eventually(lambda: asked(model, "chemistry") == 3, "only the chemist, who said nothing, is asked again")
-    worker.kill()
-    experts.start_worker()
-    eventually(lambda: asked(model, "chemistry") == 4, "the chemist's second attempt is made again")
-    chemist_gate.set()
-
-    assert_both_answer(client)
-    assert asked(model, "physics") == 2, "an answer that has arrived is not asked for again"
-
-
-def test_the_worker_is_killed_with_one_answer_there(experts: Sample, model: ScriptedModel) -> None:
-    """The physicist has answered, the chemist not yet: the half that is done stays done."""
-    gate = model.held = threading.Event()
-    model.held_for = is_for("chemistry")
-    worker = experts.start_worker()
-    client = experts.start_client()
-    eventually(lambda: len(model.requests) == 2, "both are under way")
-    instance = instance_of(client)
-    eventually(lambda: answers_recorded(experts, instance) == 1, "the physicist's answer is recorded")
-    worker.kill()
-    experts.start_worker()
-    eventually(lambda: asked(model, "chemistry") == 2, "the chemist is asked again")
-    gate.set()
-    assert_both_answer(client)
-    assert asked(model, "physics") == 1
-
-
 # What goes wrong --------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import sys
-import threading
 from collections.abc import Callable
 from email import message_from_bytes
 from email.message import EmailMessage
@@ -15,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import Process, Sample, Start, eventually
+from conftest import Sample, Start, eventually
 from durabletask.client import OrchestrationStatus
 from orchestration_double import ACTIVITY, AGENT, OrchestrationDouble
 from orchestrations import assert_fails, instance_of, scheduler_client, state_of
@@ -475,60 +474,6 @@ def test_worker_and_client_in_one_process(mail: Sample) -> None:
 
 
 # What survives ----------------------------------------------------------------------------------------------------
-
-
-DYING_WORKER = """
-import functools, os, signal, sys
-sys.path.insert(0, os.getcwd())
-import activities, worker
-from hosting.program import run
-
-def dying(activity):
-    @functools.wraps(activity)
-    def wrapped(*arguments):
-        activity(*arguments)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return wrapped
-
-worker.{activity} = dying(activities.{activity})
-run(worker.main)
-"""
-
-
-@pytest.mark.parametrize(
-    ("activity", "content", "folder"), [("send_email", LEGITIMATE, "outbox"), ("handle_spam_email", SPAM, "spam")]
-)
-def test_a_worker_that_dies_between_effect_and_completion(
-    activity: str, content: str, folder: str, mail: Sample, model: ScriptedModel, boxes: Boxes, start: Start
-) -> None:
-    program = DYING_WORKER.format(activity=activity)
-    dying: Process = start(sys.executable, "-c", program, cwd=mail.folder, env=mail.environment())
-    dying.wait_for("Worker ready")
-    instance = begin(mail, content=content)
-    dying.wait()
-    assert boxes() == {folder: ["email-001.eml"]}
-    asked = len(model.requests)
-    mail.start_worker()
-    assert folder in output_of(mail, instance)
-    assert boxes() == {folder: ["email-001.eml"]}
-    assert len(model.requests) == asked  # no agent is asked again
-
-
-def test_a_worker_killed_while_the_assistant_writes(mail: Sample, model: ScriptedModel, boxes: Boxes) -> None:
-    first = mail.start_worker()
-    model.held = threading.Event()
-    instance = begin(mail)
-    eventually(lambda: len(model.requests) == 1, "the detective is asked")
-    model.held.set()
-    model.held = threading.Event()
-    eventually(lambda: len(model.requests) == 2, "the assistant is asked")
-    first.kill()
-    mail.start_worker()
-    eventually(lambda: len(model.requests) == 3, "the assistant is asked again")
-    model.held.set()
-    assert "Reply sent" in output_of(mail, instance)
-    assert len(model.asked("Is this email spam?")) == 1
-    assert boxes() == {"outbox": ["email-001.eml"]}
 
 
 # What goes wrong --------------------------------------------------------------------------------------------------

@@ -856,54 +856,6 @@ def test_the_client_goes_and_another_process_decides(articles: Sample, tmp_path:
     assert published(tmp_path) == [f"{instance}.md"]
 
 
-def test_a_worker_killed_while_it_writes_the_second_draft(articles: Sample, model: ScriptedModel) -> None:
-    first = articles.start_worker()
-    instance = begin(articles)
-    wait_for_draft(articles, instance)
-    model.held = threading.Event()
-    raise_event(articles, instance, {"approved": False, "feedback": "Mention Assam.", "attempt": 1})
-    eventually(lambda: len(model.requests) == 2, "the second draft is being written")
-    first.kill()
-    articles.start_worker()
-    eventually(lambda: len(model.requests) == 3, "it is asked for again")
-    model.held.set()
-    assert "Assam" in wait_for_draft(articles, instance, 2)["draft"]["content"]
-    raise_event(articles, instance, "yes")
-    assert wait_for_end(articles, instance).runtime_status is OrchestrationStatus.COMPLETED
-    assert len(model.requests) == 3  # the first draft is not written again
-
-
-DYING_WORKER = """
-import os, signal, sys
-sys.path.insert(0, os.getcwd())
-import activities, worker
-from hosting.program import run
-
-def publish_content(context, draft: activities.Draft) -> str:
-    activities.publish_content(context, draft)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-worker.publish_content = publish_content
-run(worker.main)
-"""
-
-
-def test_a_worker_that_dies_between_publishing_and_saying_so(
-    articles: Sample, model: ScriptedModel, start: Start, tmp_path: Path
-) -> None:
-    dying = start(sys.executable, "-c", DYING_WORKER, cwd=articles.folder, env=articles.environment())
-    dying.wait_for("Worker ready")
-    instance = begin(articles)
-    wait_for_draft(articles, instance)
-    raise_event(articles, instance, "yes")
-    dying.wait()
-    assert published(tmp_path) == [f"{instance}.md"]
-    articles.start_worker()
-    assert wait_for_end(articles, instance).runtime_status is OrchestrationStatus.COMPLETED
-    assert published(tmp_path) == [f"{instance}.md"]
-    assert len(model.requests) == 1
-
-
 def test_fifty_wait_at_once_and_are_decided_in_random_order(articles: Sample, tmp_path: Path) -> None:
     articles.start_worker()
     instances = [begin(articles, topic=f"topic {number}") for number in range(50)]

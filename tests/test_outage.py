@@ -2,9 +2,7 @@
 
 import logging
 import re
-import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,36 +19,17 @@ from durabletask import task
 from durabletask.azuremanaged.client import DurableTaskSchedulerClient
 from durabletask.entities import DurableEntity, EntityInstanceId
 from orchestrations import complaints
+from raw_scheduler import StoredScheduler
 from scripted_model import ScriptedModel
 from test_scheduler import finished, worker
-from wires import CallProxy, Wire
+from wires import CallProxy
+
+from runner.prove.wire import Wire
 
 Modules = Callable[[str, str], ModuleType]
 PointAt = Callable[[str], None]
 
 UNAVAILABLE, ALREADY_EXISTS = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ALREADY_EXISTS
-
-
-class StoredScheduler:
-    """A scheduler that is started again on the same port and the same file."""
-
-    def __init__(self, start: Start, file: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self.port}"
-        self._start_program, self._file = start, file
-        self.start()
-
-    def start(self) -> None:
-        """Start it, with what it has stored."""
-        options = ["--port", str(self.port), "--state", self._file]
-        self.process = self._start_program(sys.executable, "-m", "local_services.scheduler", *options)
-        self.process.wait_for("scheduler ready")
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        self.process.kill()
 
 
 @pytest.fixture
@@ -87,31 +66,24 @@ class Wait:
     number: str
     arguments: tuple[str, ...]
     prints: str
-    folder: str = ""  # the setting that names the folder for its effects
 
 
 WAITS = [
     Wait("01", ("Tell me a joke about a cat.",), "Joker: "),
-    Wait("02", ("Why does iron rust?",), "ChemistAgent: "),
     Wait("03", ("Plan a day in Lisbon.",), "To continue:"),
     Wait("04", (), "Improved: "),
-    Wait("05", (), "Chemist: "),
-    Wait("06", (), "Put aside: ", folder="EMAIL_DIRECTORY"),
-    Wait("07", (), "\n# ", folder="CONTENT_DIRECTORY"),
 ]
 
 
 @pytest.fixture
 def waiting(
-    sample: Callable[[str], Sample], stored: StoredScheduler, model: ScriptedModel, tmp_path: Path
+    sample: Callable[[str], Sample], stored: StoredScheduler, model: ScriptedModel
 ) -> Callable[..., tuple[Process, Process]]:
     """Starts worker and client of a sample; the client waits for a model that is held."""
 
     def start(wait: Wait, *more: str) -> tuple[Process, Process]:
         one = sample(wait.number)
         one.settings |= {"ENDPOINT": stored.address, "REDIS_CONNECTION_STRING": "redis://127.0.0.1:9"}
-        if wait.folder:
-            one.settings[wait.folder] = str(tmp_path)
         model.held = threading.Event()
         worker = one.start_worker()
         client = one.start_client(*wait.arguments, *more)
@@ -218,22 +190,6 @@ def test_a_waiting_client_waits_on_and_gets_its_answer(
     worker.stop()
     for one in (worker, client):
         assert lines_about_the_scheduler(one) == ["is unreachable", "is back"]
-
-
-@pytest.mark.parametrize("wait", WAITS, ids=lambda wait: wait.number)
-def test_a_frozen_scheduler_does_not_hold_a_client_beyond_its_timeout(
-    wait: Wait, waiting: Callable[..., tuple[Process, Process]], stored: StoredScheduler
-) -> None:
-    _, client = waiting(wait, "--timeout", "4")
-    stored.process.signal(signal.SIGSTOP)
-    try:
-        began = time.monotonic()
-        assert client.wait() in (1, 2), client.output
-        took = time.monotonic() - began
-        assert took < 4 + 2 + 2, f"no longer than it was told, two seconds for the last call: {client.errors}"
-        assert "Traceback" not in client.errors
-    finally:
-        stored.process.signal(signal.SIGCONT)
 
 
 @pytest.fixture

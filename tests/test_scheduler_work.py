@@ -33,12 +33,12 @@ from task_hub import (
     new_events,
 )
 from test_scheduler import Durable, connect, echo, finished, worker
-from wires import Wire
 
 from local_services.scheduler.records import Refused
 from local_services.scheduler.service import Scheduler
 from local_services.scheduler.store import Store
 from local_services.service import StopOrder
+from runner.prove.wire import Wire
 
 PAUSES = [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0, 30.0]
 
@@ -493,6 +493,52 @@ def test_fifteen_kills_during_one_turn_are_no_failure(start: Start, scheduler: s
         assert finished(client, instance).serialized_output == '"WORD"'
         eventually(lambda: (raw.entity("@counter@one") or pb.EntityMetadata()).serializedState.value == "1", "counted")
         assert (durable.begun("entity 1"), durable.begun("activity word")) == (16, 16)
+
+
+def test_a_workers_call_whose_answer_was_lost_may_be_repeated(scheduler: str) -> None:
+    """The scheduler dies after it has stored a result, and before the worker sees that: the result counts once."""
+    with RawScheduler(scheduler, "repeated") as raw:
+        stream = raw.work()
+
+        def take(kind: str) -> pb.WorkItem:
+            item = stream.take()
+            assert item.HasField(kind), item  # type: ignore[arg-type]
+            return item
+
+        def twice(method: str, request: Any) -> None:
+            for _ in range(2):
+                raw.call(method, request, method + request.completionToken)
+
+        def step_done(*actions: pb.OrchestratorAction) -> None:
+            token = take("orchestratorRequest").completionToken
+            response = pb.OrchestratorResponse(instanceId=instance, completionToken=token, actions=actions)
+            twice("CompleteOrchestratorTask", response)
+
+        instance = raw.start("o")
+        twice(
+            "AbandonTaskOrchestratorWorkItem",
+            pb.AbandonOrchestrationTaskRequest(completionToken=take("orchestratorRequest").completionToken),
+        )
+        step_done(call_activity(1))
+        token = take("activityRequest").completionToken
+        twice("AbandonTaskActivityWorkItem", pb.AbandonActivityTaskRequest(completionToken=token))
+        token = take("activityRequest").completionToken
+        twice("CompleteActivityTask", pb.ActivityResponse(instanceId=instance, taskId=1, completionToken=token))
+        step_done(finish())
+        assert raw.status(instance) == "COMPLETED"
+        assert sum(event.HasField("taskCompleted") for event in raw.history(instance)) == 1
+
+        raw.call("SignalEntity", pb.SignalEntityRequest(instanceId="@e@1", name="run", requestId="1"))
+        token = take("entityRequest").completionToken
+        twice("AbandonTaskEntityWorkItem", pb.AbandonEntityTaskRequest(completionToken=token))
+        token = take("entityRequest").completionToken
+        result = pb.EntityBatchResult(completionToken=token, results=[pb.OperationResult()])
+        result.entityState.value = "1"
+        twice("CompleteEntityTask", result)
+        entity = raw.entity("@e@1")
+        assert entity
+        assert entity.serializedState.value == "1"
+        stream.end()
 
 
 def test_what_no_worker_can_send_fails_with_the_reason_and_is_not_tried_all_the_time(start: Start) -> None:
