@@ -50,6 +50,7 @@ KINDS = {
     "scheduler": r"python -m local_services\.scheduler( --\w+ \S+)*",  # test_the_scheduler_alone
     "sqlite": r"sqlite3 -readonly \.state/scheduler\.db .+",  # test_the_scheduler_alone
     "catalog": r"python3 run\.py",  # test_run.py
+    "prove": r"python3 run\.py prove( .+)?",  # test_prove.py
     "bench": r"python3 run\.py bench( .+)?",  # test_benchmarks.py
     # What needs an account or Docker is not run; test_blocks_are_well_formed reads it as bash does.
     "docker": r"docker (compose|run|kill|stop)\b.*",

@@ -52,7 +52,7 @@ def row(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Cells]]:
     def run(*arguments: str) -> tuple[int, Cells]:
         code = prove.main(list(arguments))
         printed = capsys.readouterr().out
-        (line,) = re.findall(r"^0\d  .*$", printed, re.MULTILINE)
+        (line,) = re.findall(r"^all .*$", printed, re.MULTILINE)
         return code, dict(zip(COLUMNS, line.split()[-len(COLUMNS) :], strict=True))
 
     return run
@@ -154,6 +154,15 @@ def test_ctrl_c_ends_everything(start: Start, number: int) -> None:
     assert "Interrupted." in command.output
     _, alive = psutil.wait_procs(started, 10)
     assert not alive
+
+
+def test_against_another_scheduler(row: Row, scheduler: str, hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is used as it is, in one task hub, and not killed."""
+    monkeypatch.setenv("TASKHUB", hub)
+    monkeypatch.setattr(driver, "SCHEDULER_PROGRAM", ("-c", "raise SystemExit"))
+    code, cells = row("--against", scheduler, "--sample", "07", "--kill", "worker", "--step", "published")
+    assert (code, cells["runs"], bad(cells)) == (0, "1", {})
+    assert prove.main(["--against", scheduler, "--kill", "scheduler"]) == 2
 
 
 def test_what_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:

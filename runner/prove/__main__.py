@@ -56,7 +56,8 @@ def main(given: list[str]) -> int:
             os._exit(130)  # the threads still wait for the killed processes
         if scheduler:
             scheduler.kill()
-    print(f"\n{last_line(table.outcomes)} ({time.monotonic() - began:.0f} s in all.)")
+    table.end()
+    print(f"({len(chosen)} runs in {time.monotonic() - began:.0f} s)")
     if arguments.json:
         about = {"against": arguments.against or "the local scheduler", "seed": seed}
         Path(users_folder(), arguments.json).write_text(json.dumps(as_json(table.outcomes, **about), indent=1))

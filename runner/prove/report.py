@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from runner.prove.cases import QUIET, Case
+from runner.prove.cases import QUIET, VICTIMS, Case
 from runner.prove.checks import COUNTS, Outcome
 
 COLUMNS = ("runs", "lost", "doubled", "paid again", "wrong text", "hung", "median s", "worst s")
@@ -35,9 +35,20 @@ class Table:
             print(f"! {outcome.case}: {problem}", flush=True)
         while self._left and (first := next(iter(self._left))) and not self._left[first]:
             del self._left[first]
-            numbers = summary([one for one in self.outcomes if key_of(one.case) == first])
-            cells = (f"{'–' if value is None else value:>11}" for value in numbers.values())
-            print(f"{first[1]:8}{first[2]:18}{''.join(cells)}", flush=True)
+            show(first[1], first[2], [one for one in self.outcomes if key_of(one.case) == first])
+
+    def end(self) -> None:
+        """Print the rows of all samples together, and the last line."""
+        for victim in VICTIMS:
+            if of_one := [one for one in self.outcomes if one.case.victim == victim]:
+                show("all", victim, of_one)
+        print(f"\n{last_line(self.outcomes)}", flush=True)
+
+
+def show(sample: str, victim: str, outcomes: list[Outcome]) -> None:
+    """Print a row."""
+    cells = (f"{'–' if value is None else value:>11}" for value in summary(outcomes).values())
+    print(f"{sample:8}{victim:18}{''.join(cells)}", flush=True)
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, Any]:
