@@ -202,7 +202,7 @@ def test_other_names_are_refused(project: Project) -> None:
     command = project.run("9")
     assert command.popen.returncode == 2
     assert command.errors == (
-        "There is no sample or command '9'. There are: 01_first, 02_second, all, up, reset, test, bench.\n"
+        "There is no sample or command '9'. There are: 01_first, 02_second, all, up, reset, test, prove, bench.\n"
     )
 
 
