@@ -25,7 +25,7 @@ from runner.prove.processes import Process, fork_server
 from runner.prove.report import Table, as_json, last_line
 from runner.state import users_folder
 
-LANES = 2  # runs in parallel
+LANES, WAITING = 2, 4  # runs in parallel; and of those in which a process is silent, which mostly wait
 
 
 def main(given: list[str]) -> int:
@@ -43,7 +43,7 @@ def main(given: list[str]) -> int:
         print(f"The random moments are those of --rounds {arguments.rounds} --seed {seed}.")
     table, began = Table(chosen), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="prove-") as folder:
-        pools = ThreadPoolExecutor(len(chosen)), ThreadPoolExecutor(1 if arguments.against else LANES)
+        pools = ThreadPoolExecutor(WAITING), ThreadPoolExecutor(1 if arguments.against else LANES)
         try:
             shared, scheduler = services(folder, arguments.against)
             for outcome in outcomes_of(chosen, shared, *pools):
@@ -77,7 +77,7 @@ def services(folder: str, against: str) -> tuple[Services, Process | None]:
 def outcomes_of(
     chosen: list[Case], shared: Services, waiting: ThreadPoolExecutor, working: ThreadPoolExecutor
 ) -> Iterator[Outcome]:
-    """Run the cases; those in which a process is silent only wait, all at the same time."""
+    """Run the cases. `waiting` is for those in which a process is silent."""
 
     def run(case: Case) -> Outcome:
         with Run(case, shared) as one:
