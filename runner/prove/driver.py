@@ -36,7 +36,7 @@ from runner.prove.wire import Wire
 SCHEDULER_PROGRAM = ("-m", "local_services.scheduler")
 SUCCESSOR = {FROZEN_WORKER: WORKER, SILENT_WORKER: WORKER, FROZEN_SCHEDULER: CLIENT}
 GIVES_UP = ("--timeout", "4")  # the client of a frozen scheduler
-GIVES_UP_SECONDS = 8.0  # and two for its last call, and two for a busy machine
+GIVES_UP_SECONDS = 10.0  # and two for its last call, and four for a busy machine
 WAITS = r"Requesting human feedback on draft (\d+)"
 
 
