@@ -84,11 +84,11 @@ def install(what):
         make_venv(uv)
     pinned = ["-c", str(CONSTRAINTS)]
     if uv:
-        pip = [uv, "pip", "install", "--python", str(PYTHON)] + pinned
+        # Compiled, as pip does: where PYTHONDONTWRITEBYTECODE is set, every program would compile it all again.
+        pip = [uv, "pip", "install", "--compile-bytecode", "--python", str(PYTHON)] + pinned
         run("Installing what the samples need, with uv", pip + what)
     else:
-        # Not compiled: each program compiles what it imports, which takes a third of the time.
-        pip = [str(PYTHON), "-m", "pip", "install", "--no-compile"] + pinned
+        pip = [str(PYTHON), "-m", "pip", "install"] + pinned
         run("Updating pip", pip + ["pip"])  # an old one does not know --group
         run("Installing what the samples need (once, less than a minute)", pip + what)
 
