@@ -113,6 +113,7 @@ def small_talk(number: int) -> str:
 # With the option ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_thousand_turns_stay_small_and_the_last_knows_the_first(
     start_bounded: StartBounded, talk: Talk, model: ScriptedModel
 ) -> None:

@@ -280,6 +280,7 @@ def test_a_question_asked_while_no_worker_runs_is_answered_later(joker: Sample) 
     assert answers(client)
 
 
+@pytest.mark.long
 def test_a_stopping_worker_returns_its_work_immediately_and_ends_in_bounded_time(
     joker: Sample, model: ScriptedModel
 ) -> None:

@@ -479,6 +479,7 @@ def test_worker_and_client_in_one_process(mail: Sample) -> None:
 # What goes wrong --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_refusal_in_plain_text_fails(mail: Sample, model: ScriptedModel, boxes: Boxes) -> None:
     model.say("I'm sorry, I can't help with that.")
     mail.start_worker()
@@ -486,6 +487,7 @@ def test_a_refusal_in_plain_text_fails(mail: Sample, model: ScriptedModel, boxes
     assert boxes() == {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("said", ["\ud83d", r'{"is_spam": true, "reason": "\ud83d"}'])
 def test_half_a_character_from_a_model_fails_it_as_any_wrong_answer(
     said: str, mail: Sample, model: ScriptedModel

@@ -284,6 +284,7 @@ run(worker.main)
 """
 
 
+@pytest.mark.long
 @both_ways
 def test_a_silent_model_costs_one_timeout(
     stream: bool, sample: Callable[[str], Sample], model: ScriptedModel, start: Start

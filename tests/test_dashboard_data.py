@@ -309,6 +309,7 @@ def listed(scheduler: str, hub: str) -> Callable[[], dict[str, tuple[str, str]]]
     return look
 
 
+@pytest.mark.long
 def test_the_list_follows_what_starts_ends_and_goes(
     client: Any, listed: Callable[[], dict[str, tuple[str, str]]]
 ) -> None:

@@ -741,7 +741,10 @@ if sys.argv[1] == "pip" and os.environ["INSTALLATION"] == "waits":
         time.sleep(0.01)
 """
 MAKES_VENV = f"venv --seed --python {Path(getattr(sys, '_base_executable', sys.executable)).name} .venv"
-INSTALLS = f"pip install --compile-bytecode --python {Path(sys.executable).name} -c constraints.txt -r requirements.txt --group local"
+INSTALLS = (
+    f"pip install --compile-bytecode --python {Path(sys.executable).name} "
+    "-c constraints.txt -r requirements.txt --group local"
+)
 
 
 class Installation:
