@@ -23,6 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 CONSTRAINTS = ROOT / "constraints.txt"
+GROUPS = ["local", "bench", "test"]  # of pyproject.toml; each contains those before it
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
@@ -65,17 +66,18 @@ def prepare(group):
     wanted = hashlib.sha256(str(sys.version_info[:2]).encode())
     for file in requirements + [ROOT / "pyproject.toml", CONSTRAINTS]:
         wanted.update(file.read_bytes())
-    stamp = VENV / ("installed-" + group)
+    stamps = [VENV / ("installed-" + larger) for larger in GROUPS[GROUPS.index(group) :]]
 
     def is_there():
-        return PYTHON.exists() and stamp.exists() and stamp.read_text() == wanted.hexdigest()
+        done = [stamp.read_text() for stamp in stamps if stamp.exists()]
+        return PYTHON.exists() and wanted.hexdigest() in done
 
     if is_there():
         return
     with only_installer():
         if not is_there():  # another run.py may have installed it meanwhile
             install([part for file in requirements for part in ("-r", str(file))] + ["--group", group])
-            stamp.write_text(wanted.hexdigest())
+            stamps[0].write_text(wanted.hexdigest())
 
 
 def install(what):

@@ -815,8 +815,9 @@ def test_installs_the_tests_needs_for_the_tests_alone(installation: Installation
     tests = installation.run("test", "--all", "-k", "some")
     assert tests.output == "pytest ['--all', '-k', 'some']\n"
     assert installation.installed() == [INSTALLS.replace("local", "test")]
+    (installation.root / ".venv" / "installed-local").unlink()
     installation.run("01")
-    assert installation.installed() == []
+    assert installation.installed() == [], "what the tests need includes what the samples need"
 
 
 @pytest.mark.parametrize("broken", ["bin/python", "pyvenv.cfg"])
